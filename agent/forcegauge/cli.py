@@ -1,4 +1,4 @@
-"""The command line. Commands live in `forcegauge.commands` and are imported when they are called."""
+"""The command line; commands live in `forcegauge.commands` and are imported when called."""
 
 from __future__ import annotations
 

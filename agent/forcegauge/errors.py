@@ -25,4 +25,4 @@ class InputError(Exception):
 
 
 class RunError(Exception):
-    """Something failed although the input was right. The command line prints it and exits with 1."""
+    """Something failed although the input was right; the command line exits with 1."""

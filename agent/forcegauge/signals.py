@@ -1,0 +1,255 @@
+"""Scores against the phase's baseline: where the mass went (design: signals, section 5).
+
+Every function is pure and takes `Scores` of the same probes and types. Signals are a dict from
+name to value; what is not defined is absent, never 0. Log-probs are means per token, in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from forcegauge.probes import UNTRAINED_NATURAL
+from forcegauge.scores import STATISTICS, FloatArray, Scores
+
+SIZE_FLOOR_NATS = 0.1
+NOISE_MULTIPLE = 5.0
+PEAKED_MASS = 0.9
+PEAKED_MULTIPLE = 10.0
+HALF = 0.5
+QUANTILES = {"q10": 0.1, "q50": 0.5, "q90": 0.9}
+PUSHED_CONTEXTS = ("rejected", *UNTRAINED_NATURAL)
+
+Summary = dict[str, dict[str, dict[str, float]]]
+
+
+def summarise(scores: Scores) -> Summary:
+    """``{type: {statistic: {mean, q10, q50, q90, n}}}`` over probes; absent where undefined."""
+    rows: Summary = {}
+    for response_type in scores.types:
+        found = {name: _spread(scores.column(name, response_type)) for name in STATISTICS}
+        rows[response_type] = {name: spread for name, spread in found.items() if spread}
+    return rows
+
+
+def _spread(values: FloatArray) -> dict[str, float]:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return {}
+    quantiles = np.quantile(finite, list(QUANTILES.values()))
+    return {
+        "mean": float(finite.mean()),
+        **dict(zip(QUANTILES, map(float, quantiles), strict=True)),
+        "n": int(finite.size),
+    }
+
+
+def change(scores: Scores, baseline: Scores, statistic: str, response_type: str) -> FloatArray:
+    """Score minus baseline per probe, shape [probe]; NaN where either is absent."""
+    return scores.column(statistic, response_type) - baseline.column(statistic, response_type)
+
+
+def type_noise(
+    scores: Scores, baseline: Scores, layout_noise: Mapping[str, float]
+) -> dict[str, float]:
+    """Noise of each type's change in nats: the larger of layout noise and standard error."""
+    noise = {}
+    for response_type in scores.types:
+        moved = _finite(change(scores, baseline, "logprob_mean", response_type))
+        if moved.size:
+            error = _standard_error(moved)
+            noise[response_type] = float(np.fmax(layout_noise.get(response_type, 0.0), error))
+    return noise
+
+
+def threshold(noise: float) -> float:
+    """tau of design 5: a size that counts as a change, in nats."""
+    return max(SIZE_FLOOR_NATS, NOISE_MULTIPLE * noise)
+
+
+def signal_noise(scores: Scores, baseline: Scores) -> dict[str, float]:
+    """Standard errors over probes of the signals that alarms compare with a size in nats."""
+    other, unseen = (
+        change(scores, baseline, "logprob_mean", name) for name in ("other_prompt", "unseen_prompt")
+    )
+    untrained = [change(scores, baseline, "logprob_mean", t) for t in _untrained(scores)]
+    gaps = [_gap_change(scores, baseline, "mean", t) for t in _untrained(scores)]
+    per_probe = {
+        "squeeze_excess_nats": _row_means(gaps),
+        "untrained_change_nats": _row_means(untrained),
+        "hallucination_pressure_nats": other - unseen,
+        "other_prompt_change_nats": other,
+        "displacement_nats": change(scores, baseline, "logprob_mean", "chosen"),
+    }
+    errors = {name: _standard_error(values) for name, values in per_probe.items()}
+    return {name: value for name, value in errors.items() if np.isfinite(value)}
+
+
+def signals(scores: Scores, baseline: Scores, noise: Mapping[str, float]) -> dict[str, float]:
+    """Every signal that scores and baseline define (design 5)."""
+    found = {
+        **_squeeze(scores, baseline),
+        **_squeezed(scores, baseline, noise),
+        **_mass_flow(scores, baseline),
+        **_pressure(scores, baseline, noise),
+        **_preference(scores, baseline, noise),
+        **_sharpness(scores, baseline),
+        "nonfinite_ratio": _nonfinite(scores),
+    }
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def squeeze_index(scores: Scores, baseline: Scores, window: str) -> float:
+    """Mean over untrained natural types of the change of (argmax log-prob - log-prob)."""
+    per_type = [_mean(_gap_change(scores, baseline, window, t)) for t in _untrained(scores)]
+    return _mean(np.array(per_type))
+
+
+def squeeze_excess(scores: Scores, baseline: Scores, window: str) -> float:
+    """The squeeze index beyond what a mere sharpening of every distribution explains.
+
+    Sharpening z -> s z multiplies every gap max z - z_y by the same s, so the smallest growth
+    over *all* types bounds s from above; (s - 1) times the baseline's gap is taken off.
+    """
+    growth = [
+        later / start
+        for t in scores.types
+        if (start := _mean(_gap(baseline, window, t))) > SIZE_FLOOR_NATS
+        and np.isfinite(later := _mean(_gap(scores, window, t)))
+    ]
+    sharpening = max(1.0, min(growth, default=1.0))
+    starts = np.array([_mean(_gap(baseline, window, t)) for t in _untrained(scores)])
+    return squeeze_index(scores, baseline, window) - (sharpening - 1.0) * _mean(starts)
+
+
+def _squeeze(scores: Scores, baseline: Scores) -> dict[str, float]:
+    excess = [squeeze_excess(scores, baseline, window) for window in ("mean", "prefix")]
+    return {
+        "squeeze_nats": squeeze_index(scores, baseline, "mean"),
+        "squeeze_prefix_nats": squeeze_index(scores, baseline, "prefix"),
+        "squeeze_excess_nats": float(np.fmax(excess[0], excess[1])),
+    }
+
+
+def squeezed_pairs(
+    scores: Scores, baseline: Scores, noise: Mapping[str, float], window: str
+) -> FloatArray:
+    """1 where a (probe, untrained natural type) pair is squeezed, 0 where not, NaN where absent."""
+    columns = []
+    for response_type in _untrained(scores):
+        tau = threshold(noise.get(response_type, 0.0))
+        down = change(scores, baseline, f"logprob_{window}", response_type)
+        up = change(scores, baseline, f"argmax_logprob_{window}", response_type)
+        # the argmax cannot rise where it holds nearly all mass already: a fall must do alone
+        peaked = baseline.column("argmax_mass", response_type) > PEAKED_MASS
+        hit = np.where(peaked, down < -PEAKED_MULTIPLE * tau, (down < -tau) & (up > tau))
+        columns.append(np.where(np.isfinite(down) & np.isfinite(up), hit, np.nan))
+    return np.stack(columns, axis=1) if columns else np.empty((len(scores.ids), 0))
+
+
+def _squeezed(scores: Scores, baseline: Scores, noise: Mapping[str, float]) -> dict[str, float]:
+    whole = squeezed_pairs(scores, baseline, noise, "mean")
+    either = np.fmax(whole, squeezed_pairs(scores, baseline, noise, "prefix"))
+    shares = np.array([_mean(row) for row in either])
+    return {
+        "squeezed_ratio": _mean(whole.ravel()),
+        "squeezed_probes_ratio": _mean(np.where(np.isfinite(shares), shares >= HALF, np.nan)),
+    }
+
+
+def _mass_flow(scores: Scores, baseline: Scores) -> dict[str, float]:
+    flow = {}
+    for part in ("target", "argmax", "rest"):
+        flow[f"mass_{part}_ratio"] = _mean(scores.column(f"mass_{part}", "chosen"))
+        flow[f"mass_{part}_change_ratio"] = _mean_change(scores, baseline, f"mass_{part}", "chosen")
+    return flow
+
+
+def _pressure(scores: Scores, baseline: Scores, noise: Mapping[str, float]) -> dict[str, float]:
+    other = _mean_change(scores, baseline, "logprob_mean", "other_prompt")
+    chosen = _mean_change(scores, baseline, "logprob_mean", "chosen")
+    rephrase = _mean_change(scores, baseline, "logprob_mean", "chosen_rephrase")
+    pressure = other - _mean_change(scores, baseline, "logprob_mean", "unseen_prompt")
+    moved = abs(chosen) > threshold(noise.get("chosen", 0.0))
+    return {
+        "hallucination_pressure_nats": pressure,
+        "hallucination_pressure_share_ratio": pressure / chosen if moved else np.nan,
+        "other_prompt_change_nats": other,
+        "rephrase_drift_nats": rephrase - chosen,
+    }
+
+
+def _preference(scores: Scores, baseline: Scores, noise: Mapping[str, float]) -> dict[str, float]:
+    margin = _mean(_margin(scores))
+    margin_change = _mean(_margin(scores) - _margin(baseline))
+    chosen = _mean_change(scores, baseline, "logprob_mean", "chosen")
+    tau = threshold(max(noise.get("chosen", 0.0), noise.get("rejected", 0.0)))
+    return {
+        "preference_margin_nats": margin,
+        "displacement_nats": max(0.0, -chosen) if margin_change > tau else np.nan,
+        "chosen_change_nats": chosen,
+        "untrained_change_nats": _over_types(scores, baseline, "logprob_mean", UNTRAINED_NATURAL),
+    }
+
+
+def _sharpness(scores: Scores, baseline: Scores) -> dict[str, float]:
+    entropy = _over_types(scores, baseline, "entropy", PUSHED_CONTEXTS)
+    start = _mean(np.array([_mean(baseline.column("entropy", t)) for t in PUSHED_CONTEXTS]))
+    return {
+        "argmax_mass_change_ratio": _over_types(scores, baseline, "argmax_mass", PUSHED_CONTEXTS),
+        "entropy_change_nats": entropy,
+        "entropy_left_ratio": (start + entropy) / start if start > 0 else np.nan,
+        "eos_logprob_nats": _mean(scores.column("eos_logprob", "chosen")),
+        "eos_change_nats": _mean_change(scores, baseline, "eos_logprob", "chosen"),
+    }
+
+
+def _nonfinite(scores: Scores) -> float:
+    scored = scores.values["tokens"] > 0
+    bad = ~np.isfinite(scores.values["logprob_mean"])
+    return float(bad[scored].mean()) if scored.any() else float("nan")
+
+
+def _over_types(scores: Scores, baseline: Scores, statistic: str, types: Sequence[str]) -> float:
+    return _mean(np.array([_mean_change(scores, baseline, statistic, t) for t in types]))
+
+
+def _margin(scores: Scores) -> FloatArray:
+    return scores.column("logprob_mean", "chosen") - scores.column("logprob_mean", "rejected")
+
+
+def _gap(scores: Scores, window: str, response_type: str) -> FloatArray:
+    return scores.column(f"argmax_logprob_{window}", response_type) - scores.column(
+        f"logprob_{window}", response_type
+    )
+
+
+def _gap_change(scores: Scores, baseline: Scores, window: str, response_type: str) -> FloatArray:
+    return _gap(scores, window, response_type) - _gap(baseline, window, response_type)
+
+
+def _mean_change(scores: Scores, baseline: Scores, statistic: str, response_type: str) -> float:
+    return _mean(change(scores, baseline, statistic, response_type))
+
+
+def _untrained(scores: Scores) -> list[str]:
+    return [name for name in scores.types if name in UNTRAINED_NATURAL]
+
+
+def _row_means(columns: Sequence[FloatArray]) -> FloatArray:
+    return np.array([_mean(row) for row in np.stack(columns, axis=1)]) if columns else np.empty(0)
+
+
+def _standard_error(values: FloatArray) -> float:
+    finite = _finite(values)
+    return float(finite.std(ddof=1) / np.sqrt(finite.size)) if finite.size > 1 else float("nan")
+
+
+def _finite(values: FloatArray) -> FloatArray:
+    return values[np.isfinite(values)]
+
+
+def _mean(values: FloatArray) -> float:
+    finite = _finite(values)
+    return float(finite.mean()) if finite.size else float("nan")

@@ -1,0 +1,167 @@
+"""Signals against hand-computed values, and the traps that fool simpler definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from forcegauge.probes import RESPONSE_TYPES
+from forcegauge.scores import STATISTICS, FloatArray, Scores, TokenScores
+from forcegauge.signals import (
+    signal_noise,
+    signals,
+    squeeze_excess,
+    squeeze_index,
+    summarise,
+    threshold,
+    type_noise,
+)
+
+PROBES = 4
+TYPES = tuple(name for name in RESPONSE_TYPES if name != "greedy")
+NOTHING = TokenScores(*(np.empty(0, np.int32) for _ in range(3)), np.empty(0, np.int64), {})
+
+
+def scores(types: tuple[str, ...] = TYPES, **values: FloatArray) -> Scores:
+    """Scores with tokens everywhere, log-prob -2, argmax log-prob -1, mass 0.4, entropy 2."""
+    shape = (PROBES, len(types))
+    base = {name: np.full(shape, np.nan) for name in STATISTICS}
+    start = {"tokens": 10.0, "argmax_mass": 0.4, "entropy": 2.0}
+    start |= {f"logprob_{w}": -2.0 for w in ("mean", "prefix")}
+    start |= {f"argmax_logprob_{w}": -1.0 for w in ("mean", "prefix")}
+    base |= {name: np.full(shape, value) for name, value in start.items()}
+    ids = tuple(f"p{i}" for i in range(PROBES))
+    return Scores(ids, types, {**base, **values}, NOTHING)
+
+
+def moved(base: Scores, statistic: str, **by: float) -> FloatArray:
+    """The statistic's array with whole types moved."""
+    array = base.values[statistic].copy()
+    for name, amount in by.items():
+        array[:, base.types.index(name)] += amount
+    return array
+
+
+def test_an_unchanged_model_has_no_squeeze_no_pressure_and_no_displacement() -> None:
+    base = scores()
+    found = signals(base, base, {})
+    assert found["squeeze_nats"] == 0
+    assert found["squeezed_ratio"] == 0
+    assert found["hallucination_pressure_nats"] == 0
+    assert "displacement_nats" not in found
+
+
+def test_squeeze_index_is_the_mean_change_of_the_gap_over_untrained_natural_types() -> None:
+    base = scores()
+    later = scores(
+        logprob_mean=moved(base, "logprob_mean", chosen=-5, other_prompt=-0.7, shuffled=-9),
+        argmax_logprob_mean=moved(base, "argmax_logprob_mean", unseen_prompt=0.35),
+    )
+    assert squeeze_index(later, base, "mean") == pytest.approx((0.7 + 0.35) / 7)
+
+
+def test_signals_of_missing_types_are_absent() -> None:
+    base = scores(types=("chosen",))
+    found = signals(base, base, {})
+    for name in ("squeeze_nats", "hallucination_pressure_nats", "preference_margin_nats"):
+        assert name not in found
+    assert found["chosen_change_nats"] == 0
+
+
+def test_hallucination_pressure_is_other_prompt_beyond_unseen_prompt() -> None:
+    base = scores()
+    later = scores(
+        logprob_mean=moved(base, "logprob_mean", chosen=2.0, other_prompt=1.5, unseen_prompt=-0.1)
+    )
+    found = signals(later, base, {})
+    assert found["hallucination_pressure_nats"] == pytest.approx(1.6)
+    assert found["hallucination_pressure_share_ratio"] == pytest.approx(0.8)
+
+
+def test_displacement_needs_a_margin_that_grew() -> None:
+    base = scores()
+    fell_together = scores(logprob_mean=moved(base, "logprob_mean", chosen=-1, rejected=-1))
+    displaced = scores(logprob_mean=moved(base, "logprob_mean", chosen=-1, rejected=-4))
+    assert "displacement_nats" not in signals(fell_together, base, {})
+    assert signals(displaced, base, {})["displacement_nats"] == pytest.approx(1)
+
+
+def test_a_pair_is_squeezed_only_when_the_argmax_gains_along_it() -> None:
+    base = scores()
+    fall = moved(base, "logprob_mean", other_prompt=-1)
+    rise = moved(base, "argmax_logprob_mean", other_prompt=0.3)
+    only_fall = signals(scores(logprob_mean=fall), base, {})
+    both = signals(scores(logprob_mean=fall, argmax_logprob_mean=rise), base, {})
+    assert only_fall["squeezed_ratio"] == 0
+    assert both["squeezed_ratio"] == pytest.approx(1 / 7)
+
+
+def test_where_the_argmax_held_nearly_all_mass_a_large_fall_alone_is_squeezed() -> None:
+    base = scores(argmax_mass=np.full((PROBES, len(TYPES)), 0.97))
+    later = scores(logprob_mean=moved(base, "logprob_mean", unrelated=-5))
+    assert signals(later, base, {})["squeezed_ratio"] == pytest.approx(1 / 7)
+
+
+def test_a_collapse_of_the_first_tokens_counts_a_probe_as_squeezed() -> None:
+    base = scores()
+    natural = dict.fromkeys(TYPES[2:9], -1.0)
+    up = dict.fromkeys(TYPES[2:9], 0.5)
+    later = scores(
+        logprob_prefix=moved(base, "logprob_prefix", **natural),
+        argmax_logprob_prefix=moved(base, "argmax_logprob_prefix", **up),
+    )
+    found = signals(later, base, {})
+    assert found["squeezed_ratio"] == 0
+    assert found["squeezed_probes_ratio"] == 1
+    assert found["squeeze_prefix_nats"] == pytest.approx(1.5)
+
+
+def test_mere_sharpening_raises_the_index_but_not_the_excess() -> None:
+    base = scores()
+    gaps = np.linspace(0.3, 4.0, len(TYPES)) * np.ones((PROBES, 1))
+    base = scores(logprob_mean=-1 - gaps)
+    sharper = scores(logprob_mean=-0.5 - 2 * gaps, argmax_logprob_mean=np.full_like(gaps, -0.5))
+    assert squeeze_index(sharper, base, "mean") > 1
+    assert squeeze_excess(sharper, base, "mean") == pytest.approx(0, abs=1e-9)
+
+
+def test_a_squeeze_keeps_its_excess_when_some_types_do_not_move() -> None:
+    base = scores()
+    later = scores(logprob_mean=moved(base, "logprob_mean", other_prompt=-2, unrelated=-2))
+    assert squeeze_excess(later, base, "mean") == pytest.approx(4 / 7)
+
+
+def test_threshold_has_a_size_in_nats_and_grows_with_noise() -> None:
+    assert threshold(0.0) == 0.1
+    assert threshold(0.2) == pytest.approx(1.0)
+
+
+def test_noise_is_the_standard_error_over_probes_where_it_exceeds_the_layout_noise() -> None:
+    base = scores()
+    spread = base.values["logprob_mean"] + np.array([[0.0], [1.0], [2.0], [3.0]])
+    noise = type_noise(scores(logprob_mean=spread), base, {"chosen": 0.01})
+    assert noise["chosen"] == pytest.approx(np.std([0, 1, 2, 3], ddof=1) / 2)
+    assert type_noise(base, base, {"chosen": 0.01})["chosen"] == 0.01
+    errors = signal_noise(scores(logprob_mean=spread), base)
+    assert errors["squeeze_excess_nats"] == pytest.approx(noise["chosen"])
+    assert errors["hallucination_pressure_nats"] == 0
+
+
+def test_responses_without_a_finite_score_are_counted() -> None:
+    base = scores()
+    broken = scores(logprob_mean=np.full((PROBES, len(TYPES)), np.nan))
+    assert signals(broken, base, {})["nonfinite_ratio"] == 1
+    assert signals(base, base, {})["nonfinite_ratio"] == 0
+
+
+def test_summary_holds_quantiles_and_leaves_out_what_is_not_defined() -> None:
+    values = np.array([[-1.0], [-2.0], [-3.0], [np.nan]])
+    summary = summarise(scores(types=("chosen",), logprob_mean=values))
+    assert summary["chosen"]["logprob_mean"] == {
+        "mean": -2.0,
+        "q10": pytest.approx(-2.8),
+        "q50": -2.0,
+        "q90": pytest.approx(-1.2),
+        "n": 3,
+    }
+    assert "eos_logprob" not in summary["chosen"]
