@@ -77,6 +77,13 @@ class Detector:
     _verdict: str = "warming"
     _since: int | None = None
 
+    def idle(self) -> Judgement:
+        """What holds before any probe: warming, no alarm."""
+        for row in self.alarms:
+            threshold = row.conditions[0].threshold(0.0, self._factor(row))
+            self._states[row.name] = AlarmState(row.name, None, threshold, 0, row.streak)
+        return self._judge(self.baseline_step, {})
+
     def update(
         self, step: int, signals: Mapping[str, float], noise: Mapping[str, float]
     ) -> Judgement:
@@ -106,7 +113,7 @@ class Detector:
     def _advance(
         self, row: Alarm, step: int, signals: Mapping[str, float], noise: Mapping[str, float]
     ) -> AlarmState:
-        factor = UNKNOWN_PUSH_FACTOR if row.needs_push and self.pushes_down is None else 1.0
+        factor = self._factor(row)
         first = row.conditions[0]
         state = replace(
             self._states.get(row.name, AlarmState(row.name, None, 0.0, 0, row.streak)),
@@ -117,6 +124,9 @@ class Detector:
         if held is None:
             return state
         return _count(state, held, step)
+
+    def _factor(self, row: Alarm) -> float:
+        return UNKNOWN_PUSH_FACTOR if row.needs_push and self.pushes_down is None else 1.0
 
     def _judge(self, step: int, signals: Mapping[str, float]) -> Judgement:
         if self._latched is not None:

@@ -39,10 +39,15 @@ def _spread(values: FloatArray) -> dict[str, float]:
         return {}
     quantiles = np.quantile(finite, list(QUANTILES.values()))
     return {
-        "mean": float(finite.mean()),
-        **dict(zip(QUANTILES, map(float, quantiles), strict=True)),
+        "mean": _short(finite.mean()),
+        **dict(zip(QUANTILES, map(_short, quantiles), strict=True)),
         "n": int(finite.size),
     }
+
+
+def _short(value: float) -> float:
+    """Seven significant digits: all that float32 scores hold, and half the size of a record."""
+    return float(f"{value:.7g}")
 
 
 def change(scores: Scores, baseline: Scores, statistic: str, response_type: str) -> FloatArray:

@@ -1,0 +1,215 @@
+"""What a run leaves behind: its record, score files, texts, and what `/metrics` shows."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from forcegauge.detectors import Judgement
+from forcegauge.exporter import Endpoint, RunState, build_snapshot, endpoint
+from forcegauge.phase import Probe
+from forcegauge.probes import RESPONSE_TYPES, ProbeSet
+from forcegauge.record import (
+    Line,
+    Record,
+    open_record,
+    probes_by_phase,
+    read_record,
+    read_scores,
+    write_scores,
+)
+from forcegauge.scores import Scores
+
+logger = logging.getLogger("forcegauge")
+
+PACKAGES = ("forcegauge", "torch", "transformers", "trl", "peft", "accelerate")
+
+
+@dataclass(frozen=True)
+class Past:
+    """What an earlier part of the run left: empty for a new run.
+
+    ``offset`` is added to the trainer's steps. With a ``baseline`` the phase goes on, and
+    ``probes`` are its recorded probe lines up to the step it goes on from.
+    """
+
+    offset: int = 0
+    baseline: Scores | None = None
+    probes: tuple[Line, ...] = ()
+    greedy: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Journal:
+    """Everything that is written and served, by one process of a run."""
+
+    run: str
+    directory: Path
+    phase: str
+    settings: Mapping[str, Any]
+    texts: bool
+    probe_hash: str
+    model: str = ""
+    offset: int = 0
+    record: Record | None = None
+    served: Endpoint | None = None
+    state: RunState = field(init=False)
+    judged: Judgement | None = None
+
+    def __post_init__(self) -> None:
+        self.state = RunState(
+            self.run, self.phase, self.model, self.probe_hash, _versions().get("forcegauge", "")
+        )
+
+    def serve(self, bind: str, port: int) -> None:
+        """Open the endpoint, or share the one that this process has there already."""
+        self.served = endpoint(bind, port)
+        logger.info("metrics: http://%s:%d/metrics", bind, self.served.port)
+
+    def open(self, probe_set: ProbeSet, model: str, trainer_step: int) -> Past:
+        """Open the record, new or continued, and say what stands in it."""
+        self.record = open_record(self.directory, self.run)
+        lines = read_record(self.directory)
+        self._continue_phase(lines)
+        past = self._past(lines, trainer_step)
+        self.offset, self.model = past.offset, model
+        self.state = replace(self.state, model=model, phase=self.phase)
+        resumed = past.offset + trainer_step if past.baseline is not None else None
+        facts = {
+            "probe_hash": self.probe_hash,
+            "model": model,
+            "settings": {**self.settings, "offset": past.offset},
+            "versions": _versions(),
+            "resumed_from": resumed,
+        }
+        self.line("run", trainer_step, facts)
+        if self.texts:
+            probe_set.save(self.directory / "probes.jsonl")
+        return past
+
+    def _continue_phase(self, lines: list[Line]) -> None:
+        """Another probe set cannot go on from this phase's baseline: it gets a phase of its own."""
+        hashes = {row["phase"]: row["probe_hash"] for row in lines if row["kind"] == "run"}
+        name, count = self.phase, 1
+        while hashes.get(name, self.probe_hash) != self.probe_hash:
+            count += 1
+            name = f"{self.phase}.{count}"
+        if name != self.phase:
+            logger.warning("the probe set has changed: phase %s starts with a new baseline", name)
+            self.phase = name
+
+    def _past(self, lines: list[Line], trainer_step: int) -> Past:
+        probes = probes_by_phase(lines)
+        greedy = self._first_outputs() if self.texts else {}
+        opened = [row for row in lines if row["kind"] == "run" and row["phase"] == self.phase]
+        if not opened or self.phase not in probes:
+            return Past(max((row["step"] for row in lines), default=0), greedy=greedy)
+        offset = int(opened[0]["settings"]["offset"])
+        first, *later = probes[self.phase]
+        until = offset + trainer_step
+        kept = (first, *(row for row in later if row["step"] <= until))
+        baseline = read_scores(self.directory / "scores" / f"{first['step']}.safetensors")
+        return Past(offset, baseline, kept, greedy)
+
+    def _first_outputs(self) -> dict[str, str]:
+        path = self.directory / "greedy.jsonl"
+        rows = [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+        return {row["id"]: row["text"] for row in rows if row["step"] == rows[0]["step"]}
+
+    def probe(self, found: Probe, scores: Scores, *, baseline: bool, seconds: float) -> None:
+        """Record a probe with its per-response rows; nothing without an open record."""
+        if self.record is None:
+            return
+        facts = {
+            "scores": found.summary,
+            "signals": found.signals,
+            "noise": found.noise,
+            "verdict": found.judgement.verdict,
+            "duration_seconds": seconds,
+        }
+        self.line("probe", found.step - self.offset, facts)
+        write_scores(
+            self.directory,
+            found.step,
+            scores,
+            phase=self.phase,
+            baseline=baseline,
+            per_token=self.texts,
+        )
+
+    def judgement(self, found: Probe) -> None:
+        """Record alarms that went on or off, and the verdict when it is another one."""
+        judgement, step = found.judgement, found.step - self.offset
+        for state in judgement.changed:
+            facts = {"alarm": state.name, "on": state.on, "since_step": state.since_step}
+            sizes = {"value": state.value, "threshold": state.threshold, "streak": state.streak}
+            self.line("alarm", step, {**facts, **sizes, "evidence": judgement.evidence})
+        if self.judged is None or judgement.verdict != self.judged.verdict:
+            self.line(
+                "verdict",
+                step,
+                {
+                    "verdict": judgement.verdict,
+                    "since_step": judgement.since_step,
+                    "evidence": judgement.evidence,
+                    "advice": judgement.advice,
+                },
+            )
+        self.judged = judgement
+
+    def outputs(self, step: int, prompts: Mapping[str, Any], texts: Mapping[str, str]) -> None:
+        """Append greedy outputs by probe id to greedy.jsonl."""
+        head = {"phase": self.phase, "step": self.offset + step}
+        rows = [{**head, "id": i, "prompt": prompts[i], "text": text} for i, text in texts.items()]
+        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with (self.directory / "greedy.jsonl").open("a", encoding="utf-8") as file:
+            file.write(data)
+
+    def show(self, **known: Any) -> None:
+        """Put what is known now on the endpoint."""
+        self.state = replace(self.state, **known)
+        if self.served is not None:
+            self.served.publish(build_snapshot(self.state))
+
+    def show_probe(self, found: Probe, *, baseline: bool, seconds: float, now: float) -> None:
+        """Put a probe on the endpoint; a baseline becomes what changes are counted from."""
+        start = {"baseline": found.summary} if baseline else {}
+        self.show(
+            **start,
+            verdict=found.judgement.verdict,
+            probe_step=found.step,
+            probe_timestamp=now,
+            probe_duration=seconds,
+            scores=found.summary,
+            noise={name: v for name, v in found.noise.items() if name in RESPONSE_TYPES},
+            signals=found.signals,
+            alarms=found.judgement.alarms,
+        )
+
+    def line(self, kind: str, step: int, facts: Mapping[str, Any]) -> None:
+        """Append a line; ``step`` is the trainer's."""
+        if self.record is not None:
+            self.record.append(kind, facts, phase=self.phase, step=self.offset + step)
+
+    def end(self, reason: str, step: int) -> None:
+        """Write the end of the run and give the record free; the endpoint goes on."""
+        self.show(active=False)
+        self.line("end", step, {"reason": reason})
+        if self.record is not None:
+            self.record.close()
+            self.record = None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
