@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from forcegauge.encoding import TokenSequence
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -71,3 +73,49 @@ class Scores:
         if response_type not in self.types:
             return np.full(len(self.ids), np.nan)
         return self.values[statistic][:, self.types.index(response_type)]
+
+
+def collect(
+    ids: tuple[str, ...],
+    types: tuple[str, ...],
+    sequences: Sequence[TokenSequence],
+    values: Mapping[str, npt.NDArray[np.float32]],
+) -> Scores:
+    """Scores from per-token ``values``, flat arrays [tokens] in the order of ``sequences``."""
+    lengths = np.array([len(item.response) for item in sequences])
+    probe = np.array([item.probe for item in sequences], dtype=np.int32)
+    place = np.array([item.type for item in sequences], dtype=np.int32)
+    position = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
+    found = _per_response({name: v.astype(np.float64) for name, v in values.items()}, lengths)
+    ends = np.array([item.eos for item in sequences])
+    last = values["logprob"].astype(np.float64)[np.cumsum(lengths) - 1]
+    found["eos_logprob"] = np.where(ends, last, np.nan)
+    table = {name: np.full((len(ids), len(types)), np.nan) for name in STATISTICS}
+    for name in STATISTICS:
+        table[name][probe, place] = found[name]
+    tokens = TokenScores(
+        np.repeat(probe, lengths),
+        np.repeat(place, lengths),
+        position,
+        np.concatenate([np.array(item.response, dtype=np.int64) for item in sequences]),
+        {name: values[name] for name in TOKEN_STATISTICS},
+    )
+    return Scores(ids, types, table, tokens)
+
+
+def _per_response(
+    values: Mapping[str, FloatArray], lengths: npt.NDArray[np.int64]
+) -> dict[str, FloatArray]:
+    """Sums and means over each response's tokens, float64 arrays of shape [response]."""
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    sums = {name: np.add.reduceat(array, starts) for name, array in values.items()}
+    found = {name: total / lengths for name, total in sums.items()}
+    short = np.minimum(lengths, PREFIX_TOKENS)
+    edges = np.stack([starts, starts + short], axis=1).reshape(-1)
+    for name in ("logprob", "argmax_logprob"):
+        found[f"{name}_sum"] = sums[name]
+        found[f"{name}_mean"] = found.pop(name)
+        padded = np.append(values[name], 0.0)
+        found[f"{name}_prefix"] = np.add.reduceat(padded, edges)[::2] / short
+    found["tokens"] = lengths.astype(np.float64)
+    return found

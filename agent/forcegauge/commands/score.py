@@ -1,0 +1,176 @@
+"""`forcegauge score`: a probe set scored with one or more checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forcegauge.errors import InputError
+from forcegauge.probes import ProbeSet
+from forcegauge.textfiles import read_lines, write_whole
+
+if TYPE_CHECKING:
+    from forcegauge.scores import Scores
+
+_STATISTICS = (
+    "logprob_sum",
+    "logprob_mean",
+    "argmax_logprob_sum",
+    "argmax_mass",
+    "entropy",
+    "collision",
+    "residual_norm",
+    "energy",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every model of one call is scored with."""
+
+    device: str | None
+    dtype: str
+    max_prompt_tokens: int | None
+    max_response_tokens: int | None
+    append_eos: bool
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, required=True, metavar="DIR|NAME")
+@click.option("--probes", required=True, metavar="FILE", help="Probe file (JSONL).")
+@click.option("-o", "--output", required=True, metavar="OUT.jsonl", help="Where scores go.")
+@click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; the GPU where there is one.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
+@click.option("--max-prompt-tokens", type=click.IntRange(min=1), help="Keep a prompt's end.")
+@click.option("--max-response-tokens", type=click.IntRange(min=1), help="Keep a response's start.")
+@click.option("--append-eos", is_flag=True, help="Score the end of each response too.")
+def score(models: tuple[str, ...], probes: str, output: str, **settings: Any) -> None:
+    """Score a probe set with one or more checkpoints.
+
+    A folder that holds checkpoint-N folders stands for all of them in order. Models that OUT holds
+    already are skipped, so that a run is followed by calling this again.
+    """
+    probe_set = ProbeSet.load(probes)
+    lines, there = read_scored(output, probe_set)
+    from forcegauge.loading import checkpoints, pick_device
+
+    names = list(dict.fromkeys(name for given in models for name in checkpoints(given)))
+    todo = [name for name in names if name not in there]
+    pick_device(settings["device"])
+    with _progress(len(todo)) as (start, advance):
+        for name in todo:
+            start(name)
+            scores = score_model(name, probe_set, Settings(**settings), start, advance)
+            lines.extend(json.dumps(row) for row in rows(name, scores))
+            write_whole(output, "".join(f"{line}\n" for line in lines))
+    skipped = f", {len(names) - len(todo)} were there already" if len(todo) < len(names) else ""
+    click.echo(f"{output}: {len(todo)} models scored on {len(probe_set)} probes{skipped}.")
+
+
+def score_model(
+    name: str,
+    probe_set: ProbeSet,
+    settings: Settings,
+    start: Callable[[str, int], None],
+    advance: Callable[[int], None],
+) -> Scores:
+    """Load one model with its tokenizer and score the probe set with it."""
+    from forcegauge.loading import load_model, load_tokenizer, pick_device
+    from forcegauge.scorer import Scorer
+
+    scorer = Scorer(
+        probe_set,
+        load_tokenizer(name),
+        max_prompt_tokens=settings.max_prompt_tokens,
+        max_response_tokens=settings.max_response_tokens,
+        append_eos=settings.append_eos,
+    )
+    model = load_model(name, dtype=settings.dtype, device=pick_device(settings.device))
+    start(name, scorer.tokens)
+    return scorer.score(model, advance=advance)
+
+
+def rows(model: str, scores: Scores) -> Iterator[dict[str, Any]]:
+    """One object per response; a value that is not finite is null, for JSON has no other."""
+    from forcegauge.loading import checkpoint_step
+
+    step = checkpoint_step(model)
+    for index, probe in enumerate(scores.ids):
+        for place, response_type in enumerate(scores.types):
+            tokens = scores.values["tokens"][index, place]
+            if math.isnan(tokens):
+                continue
+            row: dict[str, Any] = {"model": model, "id": probe, "response_type": response_type}
+            row |= {"step": step} if step is not None else {}
+            values = {name: float(scores.values[name][index, place]) for name in _STATISTICS}
+            finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+            yield row | {"tokens": int(tokens)} | finite
+
+
+def read_scored(path: str, probe_set: ProbeSet) -> tuple[list[str], set[str]]:
+    """Lines that the output file holds already, and the models they are of; raises `InputError`
+    for a file that cannot be written or that holds something else."""
+    _check_writable(Path(path))
+    lines = [line.rstrip("\n") for _, line in read_lines(path)] if Path(path).exists() else []
+    found: dict[str, set[tuple[str, str]]] = {}
+    for number, line in enumerate(lines, start=1):
+        row = _scored_row(line, path, number)
+        found.setdefault(row["model"], set()).add((row["id"], row["response_type"]))
+    asked = {(probe.id, name) for probe in probe_set.probes for name in probe.responses}
+    if any(scored != asked for scored in found.values()):
+        raise InputError(
+            "holds scores of other probes", fix="write to another file", file=path, field="-o"
+        )
+    return lines, set(found)
+
+
+def _scored_row(line: str, path: str, number: int) -> Mapping[str, str]:
+    try:
+        row = json.loads(line)
+        return {name: str(row[name]) for name in ("model", "id", "response_type")}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            "is no line of scores", fix="write to another file", file=path, line=number
+        ) from None
+
+
+def _check_writable(path: Path) -> None:
+    folder = path.parent
+    if path.is_dir():
+        raise InputError("is a folder, not a file", fix="name a file in it", file=path, field="-o")
+    if not folder.is_dir():
+        fix = f"make {folder} first"
+        raise InputError("its folder does not exist", fix=fix, file=path, field="-o")
+    if not os.access(folder, os.W_OK):
+        raise InputError("its folder cannot be written to", file=path, field="-o")
+
+
+@contextmanager
+def _progress(models: int) -> Iterator[tuple[Callable[..., None], Callable[[int], None]]]:
+    """A bar over the tokens of the model at hand, with the time left for all; gives two functions:
+    one names a model (and its tokens once they are known), one counts tokens that are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=None)
+        done = -1
+
+        def start(name: str, tokens: int | None = None) -> None:
+            nonlocal done
+            done += tokens is None
+            label = f"{Path(name).name} ({done + 1}/{models})"
+            total = None if tokens is None else models * tokens
+            completed = None if tokens is None else done * tokens
+            progress.update(task, description=label, total=total, completed=completed)
+
+        yield start, lambda tokens: progress.advance(task, tokens)

@@ -1,0 +1,156 @@
+"""The output head on response rows only, inside the model's own forward."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from forcegauge.reductions import Statistics, in_chunks
+
+Reading = Literal["head", "rows", "logits"]
+"""How logits are read. ``head``: in chunks, inside the head. ``rows``: the model's own logits of
+response rows. ``logits``: the model's own logits of everything, as a last resort."""
+
+_MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+_DIVISORS = ("logits_scaling",)
+
+
+class HeadError(Exception):
+    """The model's head cannot be read in the way that was tried."""
+
+
+def inner_model(model: nn.Module) -> PreTrainedModel | None:
+    """The transformers model inside wrappers (DDP, FSDP, PEFT, compiled), None if there is none."""
+    return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the model's text part, None for a model of no known kind."""
+    inner = inner_model(model)
+    return None if inner is None else inner.config.get_text_config(decoder=True)
+
+
+def accepted(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments that the model's forward names."""
+    known = inspect.signature((inner_model(model) or model).forward).parameters
+    return {name: value for name, value in arguments.items() if name in known}
+
+
+@dataclass(frozen=True)
+class Head:
+    """A model's head and what the model does to its output: scaling, then soft-capping."""
+
+    module: nn.Module | None
+    scale: float
+    cap: float | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits [rows, vocab] of hidden states [rows, hidden]. The head's hooks are not
+        run again: this is called from one of them, when sharded weights are already gathered."""
+        if self.module is None:
+            raise HeadError("the model names no output head")
+        z = self.module.forward(hidden).float()
+        z = z if self.scale == 1.0 else z * self.scale
+        return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
+
+
+def head_of(model: nn.Module) -> Head:
+    """The head of a model, with scaling and soft-capping as its configuration names them."""
+    inner: Any = inner_model(model)
+    config = text_config(model)
+    module = None if inner is None else inner.get_output_embeddings()
+    scale = 1.0
+    for name in _MULTIPLIERS:
+        scale *= float(getattr(config, name, None) or 1.0)
+    for name in _DIVISORS:
+        scale /= float(getattr(config, name, None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Head(module, scale, None if cap is None else float(cap))
+
+
+@contextmanager
+def replaced_hidden(head: Head, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While it lasts, the head sees ``change(hidden)`` of its flattened hidden states."""
+    if head.module is None:
+        raise HeadError("the model names no output head")
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not args:
+            raise HeadError("the head is not called with its hidden states")
+        return (change(args[0].reshape(-1, args[0].shape[-1])).unsqueeze(0), *args[1:])
+
+    handle = head.module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def own_logits(output: Any) -> Tensor:
+    """The logits in a model's output, flattened to [rows, vocab]."""
+    logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
+    return logits.reshape(-1, logits.shape[-1])
+
+
+def read(
+    model: nn.Module,
+    head: Head,
+    inputs: Mapping[str, Any],
+    rows: Tensor,
+    targets: Tensor,
+    reading: Reading,
+) -> tuple[Statistics, Any]:
+    """One forward; statistics of ``rows`` (places in the flattened batch), and its output."""
+    if reading == "logits":
+        output = model(**inputs)
+        logits = own_logits(output)
+        return in_chunks(lambda part: logits[rows[part]], targets), output
+    if reading == "rows":
+        with replaced_hidden(head, lambda hidden: hidden[rows]):
+            output = model(**inputs)
+        logits = own_logits(output)
+        return in_chunks(lambda part: logits[part], targets), output
+    return _read_in_head(model, head, inputs, rows, targets)
+
+
+def _read_in_head(
+    model: nn.Module, head: Head, inputs: Mapping[str, Any], rows: Tensor, targets: Tensor
+) -> tuple[Statistics, Any]:
+    found: Statistics = {}
+
+    def reduce(hidden: Tensor) -> Tensor:
+        found.update(in_chunks(lambda part: head.logits(hidden[rows[part]]), targets))
+        return hidden[:1]
+
+    with replaced_hidden(head, reduce):
+        output = model(**inputs)
+    if not found:
+        raise HeadError("the model does not call its output head")
+    return found, output
+
+
+def agrees(model: nn.Module, head: Head, inputs: Mapping[str, Any]) -> bool:
+    """Whether `Head.logits` is what the model itself makes of the same hidden states, also where
+    these are large, so that soft-capping shows."""
+    ours: list[Tensor] = []
+
+    def widen(hidden: Tensor) -> Tensor:
+        few = hidden[:8]
+        both = torch.cat([few, few * 16])
+        ours.append(head.logits(both))
+        return both
+
+    with replaced_hidden(head, widen):
+        theirs = own_logits(model(**inputs)).float()
+    if not ours or ours[0].shape != theirs.shape:
+        return False
+    weight = next((part for part in model.parameters()), theirs)
+    tolerance = 64 * torch.finfo(weight.dtype).eps
+    return torch.allclose(ours[0], theirs, rtol=tolerance, atol=tolerance, equal_nan=True)

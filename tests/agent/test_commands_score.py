@@ -1,0 +1,182 @@
+"""`forcegauge score` end to end on tiny saved models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from transformers import PreTrainedModel
+
+from forcegauge.commands.score import score
+from forcegauge.errors import InputError
+from forcegauge.probes import ProbeSet
+from forcegauge.scorer import Scorer
+
+Make = Callable[..., PreTrainedModel]
+
+FIELDS = {
+    "model", "id", "response_type", "tokens", "logprob_sum", "logprob_mean", "argmax_logprob_sum",
+    "argmax_mass", "entropy", "collision", "residual_norm", "energy",
+}  # fmt: skip
+
+
+@pytest.fixture
+def probes(tmp_path: Path) -> Path:
+    rows = [
+        {"id": "a", "prompt": "What?", "responses": {"chosen": "This.", "rejected": "That one."}},
+        {"id": "b", "prompt": [{"role": "user", "content": "Who?"}], "responses": {"chosen": "I"}},
+    ]
+    path = tmp_path / "probes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, tiny_model: Make, tokenizer: Any) -> Path:
+    for step in (2, 10):
+        model = tiny_model("llama")
+        with torch.no_grad():
+            model.lm_head.weight.mul_(1 + step / 100)
+        model.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+        tokenizer.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+    return tmp_path / "run"
+
+
+def call(*arguments: object) -> Result:
+    options = [str(argument) for argument in arguments]
+    return CliRunner().invoke(score, [*options, "--device", "cpu"], catch_exceptions=False)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_model_and_response_gets_a_line(run_dir: Path, probes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    result = call("--model", run_dir, "--probes", probes, "-o", out)
+    assert result.exit_code == 0, result.output
+    found = [(row["step"], row["id"], row["response_type"]) for row in lines(out)]
+    once = [("a", "chosen"), ("a", "rejected"), ("b", "chosen")]
+    assert found == [(step, *key) for step in (2, 10) for key in once]
+    assert all(set(row) == FIELDS | {"step"} for row in lines(out))
+    assert "2 models scored on 2 probes" in result.output
+
+
+def test_the_numbers_are_the_scorers(
+    run_dir: Path, probes: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    from forcegauge.loading import load_model
+
+    model, out = run_dir / "checkpoint-2", tmp_path / "out.jsonl"
+    call("--model", model, "--probes", probes, "-o", out, "--append-eos")
+    scorer = Scorer(ProbeSet.load(probes), tokenizer, append_eos=True)
+    scores = scorer.score(load_model(str(model)))
+    for row in lines(out):
+        place = scores.ids.index(row["id"]), scores.types.index(row["response_type"])
+        for name in FIELDS - {"model", "id", "response_type"}:
+            assert row[name] == pytest.approx(scores.values[name][place])
+
+
+def test_a_model_by_another_name_has_no_step(run_dir: Path, probes: Path, tmp_path: Path) -> None:
+    final = (run_dir / "checkpoint-2").rename(run_dir / "final")
+    call("--model", final, "--probes", probes, "-o", tmp_path / "out.jsonl")
+    assert all(set(row) == FIELDS for row in lines(tmp_path / "out.jsonl"))
+
+
+def test_models_that_are_there_already_are_skipped(
+    run_dir: Path, probes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    call("--model", run_dir / "checkpoint-2", "--probes", probes, "-o", out)
+    first = out.read_text()
+    result = call("--model", run_dir, "--probes", probes, "-o", out)
+    assert "1 models scored on 2 probes, 1 were there already" in result.output
+    assert out.read_text().startswith(first)
+    assert [row["step"] for row in lines(out)] == [2, 2, 2, 10, 10, 10]
+
+
+def test_a_model_that_fails_leaves_the_ones_before_it(
+    run_dir: Path, probes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    (run_dir / "checkpoint-10" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="checkpoint-10: the model could not be loaded"):
+        call("--model", run_dir, "--probes", probes, "-o", out)
+    assert [row["step"] for row in lines(out)] == [2, 2, 2]
+
+
+def test_a_failure_before_the_first_model_leaves_no_file(probes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(InputError, match="no such model folder"):
+        call("--model", tmp_path / "missing", "--probes", probes, "-o", out)
+    assert not out.exists()
+
+
+def test_scores_of_other_probes_are_not_mixed(run_dir: Path, probes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    call("--model", run_dir / "checkpoint-2", "--probes", probes, "-o", out)
+    probes.write_text(probes.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputError, match="holds scores of other probes"):
+        call("--model", run_dir, "--probes", probes, "-o", out)
+
+
+def test_a_file_of_something_else_is_not_overwritten(
+    run_dir: Path, probes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("notes\n")
+    with pytest.raises(InputError, match=r"out\.jsonl, line 1: is no line of scores"):
+        call("--model", run_dir, "--probes", probes, "-o", out)
+    assert out.read_text() == "notes\n"
+
+
+def test_an_output_that_cannot_be_written_fails_before_scoring(
+    probes: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="its folder does not exist"):
+        call("--model", "x", "--probes", probes, "-o", tmp_path / "none" / "out.jsonl")
+    with pytest.raises(InputError, match="is a folder"):
+        call("--model", "x", "--probes", probes, "-o", tmp_path)
+
+
+def test_messages_without_a_chat_template_are_an_input_error(
+    run_dir: Path, probes: Path, tmp_path: Path
+) -> None:
+    (run_dir / "checkpoint-2" / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match="no chat template"):
+        call("--model", run_dir / "checkpoint-2", "--probes", probes, "-o", tmp_path / "o.jsonl")
+
+
+def test_a_value_that_is_not_finite_is_null(
+    run_dir: Path, probes: Path, tmp_path: Path, tiny_model: Make, tokenizer: Any
+) -> None:
+    broken = tiny_model("llama")
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(torch.nan)
+    broken.save_pretrained(tmp_path / "broken")
+    tokenizer.save_pretrained(tmp_path / "broken")
+    out = tmp_path / "out.jsonl"
+    call("--model", tmp_path / "broken", "--probes", probes, "-o", out)
+    assert all(row["logprob_sum"] is None and row["tokens"] > 0 for row in lines(out))
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(probes: Path, tmp_path: Path) -> None:
+    code = "from forcegauge.cli import main; main()"
+    command = [sys.executable, "-c", code, "score", "--model", str(tmp_path / "missing")]
+    result = subprocess.run(
+        [*command, "--probes", str(probes), "-o", str(tmp_path / "out.jsonl")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("forcegauge: ")
+    assert "no such model folder" in result.stderr
+    assert "Traceback" not in result.stderr
