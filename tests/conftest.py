@@ -9,9 +9,11 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _threads() -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> None:
+    """All cores for the real model; one for tiny ones, which threads only slow down."""
+    slow = request.node.get_closest_marker("slow") is not None
+    torch.set_num_threads((os.cpu_count() or 1) if slow else 1)
 
 
 @pytest.fixture(scope="session")

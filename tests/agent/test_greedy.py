@@ -23,7 +23,9 @@ def llama() -> PreTrainedModel:
         bos_token_id=1,
         eos_token_id=2,
     )
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config)
+    model.eval()
+    return model
 
 
 def gpt2() -> PreTrainedModel:
@@ -37,7 +39,9 @@ def gpt2() -> PreTrainedModel:
         bos_token_id=1,
         eos_token_id=2,
     )
-    return GPT2LMHeadModel(config).eval()
+    model = GPT2LMHeadModel(config)
+    model.eval()
+    return model
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ from forcegauge.signals import (
 
 PROBES = 4
 TYPES = tuple(name for name in RESPONSE_TYPES if name != "greedy")
-NOTHING = TokenScores(*(np.empty(0, np.int32) for _ in range(3)), np.empty(0, np.int64), {})
+EMPTY = np.empty(0, np.int32)
+NOTHING = TokenScores(EMPTY, EMPTY, EMPTY, np.empty(0, np.int64), {})
 
 
 def scores(types: tuple[str, ...] = TYPES, **values: FloatArray) -> Scores:
