@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gzip
+import itertools
+import logging
 import math
 import re
 import socket
@@ -18,13 +20,13 @@ from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as openmetrics_families,
 )
 from prometheus_client.parser import text_string_to_metric_families
-from tests.servers import prometheus, require, wait_for
 
 from forcegauge.catalogue import LABEL_VALUES, METRICS, metric
 from forcegauge.detectors import AlarmState
 from forcegauge.errors import InputError
 from forcegauge.exporter import (
     Endpoint,
+    RunCollector,
     RunState,
     Snapshot,
     build_snapshot,
@@ -32,6 +34,7 @@ from forcegauge.exporter import (
     model_label,
 )
 from forcegauge.probes import RESPONSE_TYPES
+from tests.servers import prometheus, require, wait_for
 
 STATISTICS = ("logprob_mean", "argmax_logprob_mean", "argmax_mass", "entropy")
 
@@ -253,23 +256,36 @@ def test_openmetrics_is_spoken_too(served: Endpoint) -> None:
     }
 
 
-def test_a_scrape_never_sees_half_of_a_probe(served: Endpoint) -> None:
-    """All values of a snapshot are its step; a scrape with two of them has seen a mixture."""
-    template = build_snapshot(_complete())
+def _all_equal(snapshot: Snapshot, value: float) -> Snapshot:
+    return replace(snapshot, samples=tuple(replace(s, value=value) for s in snapshot.samples))
+
+
+def test_a_scrape_that_is_overtaken_by_a_probe_shows_the_one_before() -> None:
+    collector = RunCollector()
+    snapshot = build_snapshot(_complete())
+    collector.publish(_all_equal(snapshot, 1.0))
+    scrape = collector.collect()
+    seen = {sample.value for sample in next(scrape).samples}
+    collector.publish(_all_equal(snapshot, 2.0))
+    seen |= {sample.value for family in scrape for sample in family.samples}
+    assert seen == {1.0}
+
+
+def test_concurrent_scrapes_never_see_half_of_a_probe(served: Endpoint) -> None:
+    snapshot = build_snapshot(_complete())
+    served.publish(_all_equal(snapshot, 0.0))
     stop = threading.Event()
 
     def publish() -> None:
-        step = 0
-        while not stop.is_set():
-            step += 1
-            rows = (replace(sample, value=float(step)) for sample in template.samples)
-            served.publish(Snapshot("demo", tuple(rows)))
+        for step in itertools.count(1):
+            served.publish(_all_equal(snapshot, float(step)))
+            if stop.is_set():
+                return
 
-    served.publish(Snapshot("demo", tuple(replace(s, value=0.0) for s in template.samples)))
     publisher = threading.Thread(target=publish)
     publisher.start()
     try:
-        seen = [{*_series(_scrape(served)).values()} for _ in range(30)]
+        seen = [{*_series(_scrape(served)).values()} for _ in range(20)]
     finally:
         stop.set()
         publisher.join()
@@ -327,16 +343,17 @@ def test_starting_asks_no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
     Endpoint("127.0.0.1", 0)
 
 
-def test_a_client_that_hangs_up_prints_nothing(
-    served: Endpoint, capfd: pytest.CaptureFixture[str]
+def test_a_client_that_hangs_up_is_only_a_debug_line(
+    served: Endpoint, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    served.publish(build_snapshot(_complete()))
-    for _ in range(5):
-        with socket.create_connection(("127.0.0.1", served.port)) as client:
-            reset_on_close = struct.pack("ii", 1, 0)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset_on_close)
-            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-    _scrape(served)
+    caplog.set_level(logging.DEBUG, logger="forcegauge")
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        reset_on_close = struct.pack("ii", 1, 0)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset_on_close)
+        client.sendall(b"GET /metrics HTTP/1.1\r\n")
+    wait_for(lambda: caplog.records, seconds=5)
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+    assert "reset by peer" in caplog.text
     assert capfd.readouterr() == ("", "")
 
 

@@ -273,7 +273,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=64k") != 0:
         pytest.skip(f"no right to mount a small disk: {os.strerror(ctypes.get_errno())}")
     yield folder
-    libc.umount2(os.fsencode(folder), 0)
+    detach = 2
+    libc.umount2(os.fsencode(folder), detach)
 
 
 def test_a_full_disk_raises_and_recording_goes_on_when_there_is_room(small_disk: Path) -> None:
