@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -102,19 +102,30 @@ def _probe(
 def _derangement(
     asked: Sequence[Pair], pool: Sequence[Pair], answers: _Answers, rng: Random
 ) -> dict[str, str]:
-    """Probe id -> chosen answer of another prompt, each used once, where the data allow it.
+    """Probe id -> chosen answer of another prompt, each text used once, where the data allow it.
 
-    Neighbours by length swap answers; one that is left over (an odd number, or texts that repeat)
-    joins the swap of others; if none will have it, it takes the fitting answer nearest in length.
+    Neighbours by length swap answers; one that is left over (an odd number) joins the swap of
+    others. Where a text repeats, its other prompts take the fitting answers nearest in length.
     """
-    order = sorted(pool, key=lambda pair: (_size(pair), rng.random()))
+    distinct = list({pair.chosen: pair for pair in reversed(pool)}.values())
+    order = sorted(distinct, key=lambda pair: (_size(pair), rng.random()))
     donor = _swaps(order, answers)
+    uses: Counter[str] = Counter()
     for pair in asked:
-        if pair.id not in donor and not _join(pair, order, donor, answers):
-            fitting = [one for one in order if answers.fits(pair, one)]
-            if fitting:
-                donor[pair.id] = min(fitting, key=lambda one: _distance(pair, one))
+        if pair.id in donor or (pair in order and _join(pair, order, donor, answers)):
+            continue
+        fitting = [one for one in order if answers.fits(pair, one)]
+        if fitting:
+            donor[pair.id] = _nearest(pair, fitting, uses)
     return {key: pair.chosen for key, pair in donor.items()}
+
+
+def _nearest(pair: Pair, others: Sequence[Pair], uses: Counter[str]) -> Pair:
+    """The one whose answer is nearest in length; being used before counts as two classes off."""
+    size = _size(pair)
+    found = min(others, key=lambda one: abs(size - _size(one)) + 2 * uses[one.id])
+    uses[found.id] += 1
+    return found
 
 
 def _swaps(order: Sequence[Pair], answers: _Answers) -> dict[str, Pair]:
@@ -148,14 +159,9 @@ def _unseen(
     if held_out and not fresh:
         fix = "Hold out prompts that are not trained on"
         raise InputError("every held-out prompt or its answer is trained on", fix=fix)
-    found: dict[str, str] = {}
-    left: list[Pair] = []
-    for pair in asked if fresh else ():
-        left = left or rng.sample(fresh, len(fresh))
-        nearest = min(left, key=lambda one: _distance(pair, one))
-        left.remove(nearest)
-        found[pair.id] = nearest.chosen
-    return found
+    others = rng.sample(fresh, min(len(fresh), len(asked) * POOL))
+    uses: Counter[str] = Counter()
+    return {pair.id: _nearest(pair, others, uses).chosen for pair in asked if others}
 
 
 def _size(pair: Pair) -> int:

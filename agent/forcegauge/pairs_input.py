@@ -182,7 +182,7 @@ def _parquet_rows(source: str) -> Iterator[_Row]:
 
 
 def _dataset_rows(name: str, split: str, subset: str | None) -> Iterator[_Row]:
-    if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
+    if not (name and Path(name).is_dir()) and not _HUB_NAME.fullmatch(name):
         raise InputError("no such file", fix="Check the path", file=name)
     try:
         import datasets
