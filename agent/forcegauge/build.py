@@ -17,6 +17,9 @@ from forcegauge.probes import RESPONSE_TYPES, Probe, ProbeSet
 POOL = 16
 """Answers to other prompts are looked for among this many training prompts for each probe."""
 
+CLOSE = 4
+"""Length classes (each about an eighth longer) between answers that swap if others can be had."""
+
 # Scripts without spaces between words: there every character counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
@@ -109,12 +112,15 @@ def _derangement(
     """
     distinct = list({pair.chosen: pair for pair in reversed(pool)}.values())
     order = sorted(distinct, key=lambda pair: (_size(pair), rng.random()))
-    donor = _swaps(order, answers)
+    donor: dict[str, Pair] = {}
+    for classes in (CLOSE, math.inf):
+        _swap(order, donor, answers, classes)
+        for pair in order:
+            if pair.id not in donor:
+                _join(pair, order, donor, answers)
     uses: Counter[str] = Counter()
     for pair in asked:
-        if pair.id in donor or (pair in order and _join(pair, order, donor, answers)):
-            continue
-        fitting = [one for one in order if answers.fits(pair, one)]
+        fitting = [] if pair.id in donor else [one for one in order if answers.fits(pair, one)]
         if fitting:
             donor[pair.id] = _nearest(pair, fitting, uses)
     return {key: pair.chosen for key, pair in donor.items()}
@@ -128,25 +134,26 @@ def _nearest(pair: Pair, others: Sequence[Pair], uses: Counter[str]) -> Pair:
     return found
 
 
-def _swaps(order: Sequence[Pair], answers: _Answers) -> dict[str, Pair]:
-    donor: dict[str, Pair] = {}
+def _swap(order: Sequence[Pair], donor: dict[str, Pair], answers: _Answers, classes: float) -> None:
+    """Let pairs without donor swap answers with the next such one at most `classes` longer."""
     for index, pair in enumerate(order):
         if pair.id in donor:
             continue
         for mate in islice(order, index + 1, None):
+            if _size(mate) > _size(pair) + classes:
+                break
             if mate.id not in donor and answers.fits(pair, mate) and answers.fits(mate, pair):
                 donor[pair.id], donor[mate.id] = mate, pair
                 break
-    return donor
 
 
-def _join(pair: Pair, order: Sequence[Pair], donor: dict[str, Pair], answers: _Answers) -> bool:
-    for giver in sorted(order, key=lambda one: _distance(pair, one)):
+def _join(pair: Pair, order: Sequence[Pair], donor: dict[str, Pair], answers: _Answers) -> None:
+    """Let the nearest giver that has a donor give that one up and take the pair's answer."""
+    for giver in sorted(order, key=lambda one: abs(len(pair.chosen) - len(one.chosen))):
         taken = donor.get(giver.id)
         if taken and answers.fits(giver, pair) and answers.fits(pair, taken):
             donor[giver.id], donor[pair.id] = pair, taken
-            return True
-    return False
+            return
 
 
 def _unseen(
@@ -167,10 +174,6 @@ def _unseen(
 def _size(pair: Pair) -> int:
     """Length class of the chosen answer: lengths in one class differ by about an eighth."""
     return math.floor(math.log(len(pair.chosen)) * 8)
-
-
-def _distance(one: Pair, other: Pair) -> int:
-    return abs(len(one.chosen) - len(other.chosen))
 
 
 def _words(texts: Iterable[str]) -> set[str]:
