@@ -204,16 +204,28 @@ def _undefined(value: object) -> bool:
 def read_record(path: str | Path) -> list[Line]:
     """The lines of a record, given the run's directory or the file, in the order of writing.
 
-    A torn last line is left out. Raises `InputError` with file and line for anything else that
-    is no record, and for a record of a newer forcegauge.
+    A torn last line is left out, and so is what a resume from an older step took back. Raises
+    `InputError` with file and line for anything else that is no record, and for a record of a
+    newer forcegauge.
     """
     file = Path(path)
     file = file / RECORD_NAME if file.is_dir() else file
     try:
-        return _parse(file.read_bytes(), file)
+        return _without_abandoned(_parse(file.read_bytes(), file))
     except OSError as error:
         fix = "Name a run's directory, where record.jsonl is"
         raise InputError(f"cannot be read ({error.strerror})", file=file, fix=fix) from None
+
+
+def _without_abandoned(lines: Sequence[Line]) -> list[Line]:
+    """Lines of steps that a resume trained again belong to weights that are gone."""
+    kept: list[Line] = []
+    for line in lines:
+        resumed = line.get("resumed_from")
+        if line["kind"] == "run" and isinstance(resumed, int):
+            kept = [row for row in kept if row["kind"] == "run" or row["step"] <= resumed]
+        kept.append(line)
+    return kept
 
 
 def _parse(data: bytes, path: Path) -> list[Line]:

@@ -202,7 +202,7 @@ def _sharpness(scores: Scores, baseline: Scores) -> dict[str, float]:
     entropy = _over_types(scores, baseline, "entropy", PUSHED_CONTEXTS)
     start = _mean(np.array([_mean(baseline.column("entropy", t)) for t in PUSHED_CONTEXTS]))
     return {
-        "argmax_mass_change_ratio": _over_types(scores, baseline, "argmax_mass", PUSHED_CONTEXTS),
+        "pushed_mass_change_ratio": _over_types(scores, baseline, "argmax_mass", PUSHED_CONTEXTS),
         "entropy_change_nats": entropy,
         "entropy_left_ratio": (start + entropy) / start if start > 0 else np.nan,
         "eos_logprob_nats": _mean(scores.column("eos_logprob", "chosen")),
