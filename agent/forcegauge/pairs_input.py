@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -190,13 +192,26 @@ def _dataset_rows(name: str, split: str, subset: str | None) -> Iterator[_Row]:
         problem = "reading a dataset by its name needs the package datasets"
         raise InputError(problem, fix="pip install datasets", file=name) from None
     try:
-        dataset = datasets.load_dataset(name, subset, split=split)
+        with _quiet_hub():
+            dataset = datasets.load_dataset(name, subset, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         problem = f"cannot be loaded ({first_line(error)})"
         fix = "Check the name, the split and the network, or give a file"
         raise InputError(problem, fix=fix, file=name) from None
     for number, values in enumerate(dataset, start=1):
         yield _Row(f"{name} {split}", number, "row", values)
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """A Hub that cannot be reached is one line of ours, not one for each attempt."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 _READERS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -64,11 +63,12 @@ def build(
     rejected_offtopic and unrelated are taken over.
     """
     from forcegauge.build import build_probes
-    from forcegauge.pairs_input import read_pairs
+    from forcegauge.pairs_input import is_dataset, read_pairs
 
     check_target(output)
     _keep_inputs(output, source, held_out)
-    _quiet_hub()
+    if is_dataset(source):
+        click.echo(f"Loading {source} ...")
     found = read_pairs(source, split=split, subset=subset)
     training, unseen = _parts(found, source, subset, held_out)
     probe_set = build_probes(training, unseen, n=n, seed=seed)
@@ -83,11 +83,6 @@ def _keep_inputs(output: str, *inputs: str | None) -> None:
         if name and Path(output).exists() and Path(name).exists() and Path(name).samefile(output):
             fix = "Write to another file"
             raise InputError("is the dataset itself", fix=fix, file=output, field="--output")
-
-
-def _quiet_hub() -> None:
-    """A Hub that cannot be reached is one line of ours, not one of each attempt."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def _parts(
