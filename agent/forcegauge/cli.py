@@ -49,7 +49,8 @@ def cli() -> None:
 def main() -> None:
     """Entry point: users' mistakes are one line and exit code 2, failures one line and 1."""
     try:
-        cli.main(standalone_mode=False)
+        # without standalone mode click returns an exit code instead of leaving with it
+        sys.exit(cli.main(standalone_mode=False) or 0)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
