@@ -1,0 +1,48 @@
+"""Text and data from files, made safe for a page: everything is shown as text, nothing acts."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from html import escape
+from typing import Any
+
+KEPT = "\n\t\u200c\u200d"
+"""Invisible characters that stay: line breaks, tabs and the joiners that scripts and emoji need."""
+
+
+def shown(text: object, longest: int | None = None) -> str:
+    """Any value as HTML text: markup escaped, control and direction characters made visible.
+
+    ``longest`` is in characters; what is cut is said.
+    """
+    whole = str(text)
+    cut = whole if longest is None else whole[:longest]
+    more = len(whole) - len(cut)
+    visible = "".join(map(_visible, cut))
+    return escape(visible) + (f" … (+{more:,} characters)" if more else "")
+
+
+def inline(text: object) -> str:
+    """`shown`, isolated so that right-to-left text cannot reorder what stands around it."""
+    return f"<bdi>{shown(text)}</bdi>"
+
+
+def script_json(value: Any) -> str:
+    """JSON that may stand in a script element: no character of it can end the element."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _visible(character: str) -> str:
+    if character in KEPT:
+        return character
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\N{SYMBOL FOR DELETE}"
+    category = unicodedata.category(character)
+    if category == "Cs":
+        return "\N{REPLACEMENT CHARACTER}"
+    return f"⟨U+{code:04X}⟩" if category in ("Cc", "Cf", "Zl", "Zp") else character
