@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from forcegauge.cli import main
 from forcegauge.errors import InputError, RunError
-from forcegauge.record import open_record
+from forcegauge.gauge import ForceGauge
 from forcegauge.report import write_report
 from forcegauge.reporting.figures import figures
 from forcegauge.reporting.plots import STYLES, plotly_spec, table
 from forcegauge.reporting.safe import script_json, shown
 from forcegauge.reporting.story import Story, tell
+from tests import tiny
 from tests.synthetic_run import DPO_STEPS, SFT_STEPS, two_phase_run
 
 HOSTILE = (
@@ -132,7 +134,7 @@ def test_the_first_screen_says_what_since_when_and_what_to_do(page: Page, story:
     assert line["verdict"] == "squeezing"
     start = page.text[:1200]
     assert f"Squeezing since step {line['since_step']}" in start
-    assert line["evidence"] in start
+    assert f"Noticed at step {line['step']}. {line['evidence']}" in start
     assert f"What to do{line['advice']}" in start
 
 
@@ -244,7 +246,7 @@ def test_hostile_text_is_shown_and_does_nothing(
     attacked = report_of(folder)
     assert attacked.count("script") == Page(html).count("script")
     assert attacked.count("img") == 0
-    assert "<img src=x onerror=alert(2)>␛[31m⟨U+202E⟩gnp.exe &amp;" in attacked.text
+    assert "<img src=x onerror=alert(2)>⟨U+001B⟩[31m⟨U+202E⟩gnp.exe &amp;" in attacked.text
 
 
 def test_hostile_names_of_types_and_phases_are_shown_and_do_nothing(
@@ -302,6 +304,16 @@ def test_a_record_that_only_began_says_that_nothing_was_probed(
 def test_a_baseline_alone_makes_a_page(run_dir: Path, tmp_path: Path) -> None:
     page = report_of(rewritten(run_dir, tmp_path, lines_of(run_dir)[:3]))
     assert "Warming since step 0" in page.text
+    assert page.count("figure") == 0
+    assert page.count("table") == 1
+
+
+def test_a_calm_verdict_does_not_hide_an_alarm(run_dir: Path, tmp_path: Path) -> None:
+    sft = [line for line in lines_of(run_dir) if line["phase"] == "sft"]
+    text = report_of(rewritten(run_dir, tmp_path, sft)).text
+    assert "Learning since step 3" in text
+    assert "But an alarm is on: hallucination_pressure." in text
+    assert "What to doFewer epochs" in text
 
 
 def test_torn_last_lines_are_left_out(run_dir: Path, tmp_path: Path, page: Page) -> None:
@@ -386,22 +398,29 @@ def test_a_run_of_200_probes_stays_under_three_megabytes(run_dir: Path, tmp_path
     assert "51 of 200 probes" in page.read_text(encoding="utf-8")
 
 
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> object:
+    """Run `forcegauge report` with these arguments; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["forcegauge", "report", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    return left.value.code
+
+
 def test_the_command_prints_the_path(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    run_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target = tmp_path / "page.html"
-    monkeypatch.setattr(sys, "argv", ["forcegauge", "report", str(run_dir), "-o", str(target)])
-    main()
+    assert command(monkeypatch, run_dir, "-o", target) == 0
     assert capsys.readouterr().out == f"{target}\n"
 
 
 def test_the_command_exits_with_2_for_a_wrong_directory(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["forcegauge", "report", str(tmp_path / "nowhere")])
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    assert exit_info.value.code == 2
+    assert command(monkeypatch, tmp_path / "nowhere") == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -412,8 +431,18 @@ def test_the_report_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_record_written_in_parts_is_one_story(tmp_path: Path) -> None:
-    record = open_record(tmp_path, "r")
-    record.append("run", {"model": "m", "resumed_from": None}, phase="sft", step=0)
-    record.close()
-    assert "r forcegauge report" in report_of(tmp_path).text.replace("·", "").replace("  ", " ")
+def test_what_the_gauge_itself_left_is_reported(tmp_path: Path) -> None:
+    model = tiny.llama()
+    settings: dict[str, Any] = {"run": "tiny", "directory": tmp_path, "every": 1, "budget": None}
+    for phase in ("sft", "dpo"):
+        with ForceGauge(
+            tiny.probe_set(), tiny.tokenizer(), phase=phase, port=0, **settings
+        ) as gauge:
+            for step in range(4):
+                gauge.step(model, step)
+                with torch.no_grad():
+                    model.lm_head.weight.mul_(1.3)
+    page = report_of(tmp_path)
+    assert "step 6 · 8 probes · ended: finished" in page.text
+    for part in ("What the model writes", "What is asked", "Settings, dpo", "errors0"):
+        assert part in page.text

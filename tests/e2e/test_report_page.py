@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -150,6 +151,23 @@ def test_a_dark_screen_prints_on_white_paper(browser: Any, report: Path, tmp_pat
     page.wait_for_timeout(1_000)
     assert margin_ink(page) == dark
     page.context.close()
+
+
+def test_hostile_names_in_a_record_do_nothing(browser: Any, tmp_path: Path) -> None:
+    hostile = '</script><img src=x onerror="window.hit=1"><a href="javascript:1">a</a>'
+    record = two_phase_run(tmp_path) / "record.jsonl"
+    text = record.read_text()
+    record.write_text(
+        text.replace('"unrelated"', json.dumps(hostile)).replace(
+            '"phase":"dpo"', f'"phase":{json.dumps(hostile)}'
+        )
+    )
+    found = visit(browser, write_report(tmp_path), viewport=DESKTOP)
+    assert found.page.evaluate("window.hit") is None
+    assert found.page.locator("img, main a").count() == 0
+    assert hostile in found.page.locator("#plot-logprob_change").text_content()
+    assert found.errors == found.console == []
+    found.page.context.close()
 
 
 def test_a_browser_that_cannot_inflate_shows_the_tables(browser: Any, report: Path) -> None:

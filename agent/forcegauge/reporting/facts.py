@@ -49,7 +49,8 @@ def latest_section(story: Story) -> str:
     return (
         '<section class="card"><h2>The latest probe in numbers</h2><p class="reading">'
         f"Step {probe['step']}, phase {inline(probe.get('phase'))}. Nats per token, means over "
-        "probes; changes are since the phase’s baseline; a change within its noise is none.</p>"
+        "probes (q10 … q90: spread over them); changes are since the phase’s baseline; a change "
+        "within its noise is none.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="The latest probe in numbers">'
         f'<table><thead><tr><th scope="col">response type</th>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div></section>"
@@ -112,7 +113,7 @@ def _run_facts(story: Story, run: Mapping[str, Any]) -> list[tuple[str, str]]:
     phases = [
         (
             f"phase {phase.name}",
-            f"steps {phase.steps[0]}–{phase.steps[-1]}, {len(phase.probes)} probes",
+            f"steps {phase.steps[0]}–{phase.steps[-1]}, probed {len(phase.probes)} times",
         )
         for phase in story.phases
     ]
@@ -137,7 +138,7 @@ def _probe_facts(story: Story, run: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("hash", _text(run.get("probe_hash"))),
         ("probes", "–" if probes is None else f"{probes:.0f}"),
-        ("response types", ", ".join(story.types) or "–"),
+        ("response types", str(len(story.types)) if story.types else "–"),
     ]
 
 

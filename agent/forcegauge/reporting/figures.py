@@ -47,6 +47,8 @@ class Figure:
 
 def figures(story: Story, most: int) -> list[Figure]:
     """Every figure that this record has numbers for, at most about ``most`` probes a phase."""
+    if not story.has_course:
+        return []
     phases = tuple(phase.thinned(most) for phase in story.phases)
     forced = tuple(phase.thinned(most) for phase in story.forces)
     made = [

@@ -9,7 +9,7 @@ from forcegauge.alarms import ALARMS
 from forcegauge.reporting.figures import limit_of
 from forcegauge.reporting.plots import written
 from forcegauge.reporting.safe import inline, shown
-from forcegauge.reporting.story import Phase, Story
+from forcegauge.reporting.story import Alarm, Phase, Story, field
 
 GLYPHS = {
     "warming": "◔",
@@ -18,12 +18,17 @@ GLYPHS = {
     "diverging": "⇊",
     "collapsed": "✕",
 }
-MEANINGS = {
+CALM = {
     "warming": "Too few probes since the baseline to say anything.",
-    "learning": "No alarm is on.",
-    "collapsed": "The model has lost most of what it could say.",
-    **{alarm.name: alarm.meaning for alarm in ALARMS},
+    "learning": "Nothing squeezes, diverges or collapses.",
 }
+MEANINGS = {
+    "collapsed": "The model has lost most of what it could say.",
+    **{row.name: row.meaning for row in ALARMS},
+    **CALM,
+}
+
+ADVICE = {row.name: row.advice for row in ALARMS}
 
 TILES = (
     ("squeeze_excess_nats", "squeeze", "squeezing"),
@@ -44,25 +49,43 @@ def headline(story: Story) -> str:
     verdict = story.verdict
     if verdict is None:
         return _nothing_yet(story)
-    line = story.verdict_line or {}
     known = verdict if verdict in GLYPHS else "warming"
-    since = line.get("since_step")
+    since = field(story.verdict_line, "since_step")
     when = "" if since is None else f' <span class="since">since step {shown(since)}</span>'
-    advice = line.get("advice")
+    advice = _advice(story)
     return (
         f'<section class="verdict v-{known}"><div><p class="eyebrow">The verdict so far</p>'
         f'<h1><span class="glyph" aria-hidden="true">{GLYPHS[known]}</span> '
-        f"{inline(str(verdict).capitalize())}{when}</h1>"
-        f'<p class="meaning">{escape(MEANINGS.get(str(verdict), ""))}</p>'
-        + (f'<p class="evidence">{inline(line["evidence"])}</p>' if line.get("evidence") else "")
-        + "</div>"
-        + (
-            f'<div class="advice"><h2>What to do</h2><p>{inline(advice)}</p></div>'
-            if advice
-            else ""
-        )
+        f"{inline(verdict.capitalize())}{when}</h1>"
+        f'<p class="meaning">{escape(MEANINGS.get(verdict, ""))}</p>{_evidence(story)}</div>'
+        + (f'<div class="advice"><h2>What to do</h2>{advice}</div>' if advice else "")
         + "</section>"
     )
+
+
+def _alarms_beside(story: Story) -> list[Alarm]:
+    """Alarms that are on while the verdict is calm: it must not sound like all is well."""
+    return story.alarms_on if story.verdict in CALM else []
+
+
+def _evidence(story: Story) -> str:
+    """What the verdict was noticed by; a calm one's would be old, the tiles have the latest."""
+    if story.verdict in CALM:
+        return "".join(
+            f'<p class="on"><b>But an alarm is on: {inline(alarm.name)}.</b> '
+            f"{escape(MEANINGS.get(alarm.name, ''))}</p>"
+            for alarm in _alarms_beside(story)
+        )
+    line = story.verdict_line or {}
+    if not line.get("evidence"):
+        return ""
+    return f'<p class="evidence">Noticed at step {line["step"]}. {inline(line["evidence"])}</p>'
+
+
+def _advice(story: Story) -> str:
+    given = [ADVICE[alarm.name] for alarm in _alarms_beside(story) if alarm.name in ADVICE]
+    said = field(story.verdict_line, "advice")
+    return "".join(f"<p>{inline(text)}</p>" for text in given or [said] if text)
 
 
 def _nothing_yet(story: Story) -> str:
@@ -78,14 +101,15 @@ def _nothing_yet(story: Story) -> str:
 
 def standing(story: Story) -> str:
     """Where the run stands, in a line: last step, number of probes, how it ended."""
+    count = sum(len(phase.probes) for phase in story.phases)
     last = story.last_probe
-    where = "no probe yet" if last is None else f"step {last['step']}"
-    probes = sum(len(phase.probes) for phase in story.phases)
+    where = "" if last is None else f"step {last['step']} · "
+    probes = f"{count} {'probe' if count == 1 else 'probes'}"
     if story.end is None:
         ending = "no end in the record: still running, or cut off"
     else:
         ending = f"ended: {shown(story.end.get('reason'))}"
-    return f"{where} · {probes} probes · {ending}"
+    return f"{where}{probes} · {ending}"
 
 
 def tiles(story: Story) -> str:
@@ -99,18 +123,22 @@ def _tile(story: Story, signal: str, name: str, alarm: str) -> str:
     if value is None:
         return ""
     percent = signal.endswith("_ratio")
-    limit = limit_of(alarm, signal)
-    signed = not percent
-    note = (
-        "" if limit is None else f"alarm above {limit:.0%}" if percent else f"alarm above {limit}"
-    )
-    over = " over" if limit is not None and value > limit else ""
+    on = alarm in {each.name for each in story.alarms_on}
+    unit = "" if percent else " <small>nats</small>"
     return (
-        f'<li class="tile{over}"><span class="name">{name}</span>'
-        f'<span class="value">{written(value, percent, signed)}'
-        f"{'' if percent else ' <small>nats</small>'}</span>"
-        f'{_spark(story.phases, signal)}<span class="note">{note or "&nbsp;"}</span></li>'
+        f'<li class="tile{" over" if on else ""}"><span class="name">{name}</span>'
+        f'<span class="value">{written(value, percent, signed=not percent)}{unit}</span>'
+        f"{_spark(story.phases, signal) if story.has_course else ''}"
+        f'<span class="note">{_limit_note(alarm, signal, on)}</span></li>'
     )
+
+
+def _limit_note(alarm: str, signal: str, on: bool) -> str:
+    limit = limit_of(alarm, signal)
+    if limit is None:
+        return "&nbsp;"
+    size = f"{limit:.0%}" if signal.endswith("_ratio") else f"{limit:g}"
+    return "▲ the alarm is on" if on else f"alarm above {size}"
 
 
 def _spark(phases: Sequence[Phase], signal: str) -> str:

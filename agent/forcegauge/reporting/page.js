@@ -51,18 +51,19 @@
   const known = (values) => values.filter((v) => v !== null);
 
   // one line that falls far deeper than all others would flatten them: it may leave the picture
-  function floor(figure, traces) {
+  function floor(figure, traces, high) {
     const lows = traces.map((t) => Math.min(0, ...known(t.y))).sort((a, b) => a - b);
-    const cut = figure.clip && !figure.whole && lows.length > 2 && lows[0] < 1.8 * lows[1];
-    return lows.length ? lows[cut ? 1 : 0] : 0;
+    const [lowest = 0, next = 0] = lows;
+    const flattened = lowest < 1.8 * next && high - lowest > 1.5 * (high - next);
+    return figure.clip && !figure.whole && lows.length > 2 && flattened ? next : lowest;
   }
 
   function valueRange(figure) {
     if (figure.stacked) return [0, 1];
     const traces = shownTraces(figure);
     const highs = traces.flatMap((t) => known(t.y));
-    const low = floor(figure, traces);
     const high = Math.max(0, ...highs, figure.limit === null ? 0 : figure.limit * 1.12);
+    const low = floor(figure, traces, high);
     const pad = (high - low || 1) * 0.06;
     return figure.percent ? [0, Math.min(1.02, high + pad)] : [low - pad, high + pad];
   }
@@ -117,7 +118,7 @@
       shapes: own.shapes.map((s) => ({ ...s, ...shapeColors[s.name]() })),
       annotations: [...notes, ...ends],
       xaxis: { ...own.xaxis, ...axis, range: xRange || own.xaxis.range, showgrid: false, zeroline: false,
-        ticks: "outside", tickcolor: css("line"), unifiedhovertitle: { text: "step %{x}" } },
+        ticks: "outside", exponentformat: "none", tickcolor: css("line"), unifiedhovertitle: { text: "step %{x}" } },
       yaxis: { ...own.yaxis, ...axis, range: yRange },
     };
   }
@@ -166,7 +167,7 @@
   }
 
   async function start() {
-    if (!figures.length) return;
+    if (!figures.length) { root.dataset.ready = "text"; return; }
     try {
       await inflate("plotly");
       await redraw();

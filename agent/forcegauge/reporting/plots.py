@@ -7,7 +7,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from forcegauge.reporting.figures import Figure, Series
-from forcegauge.reporting.safe import inline, shown
+from forcegauge.reporting.safe import inline, plot_text, shown
 from forcegauge.reporting.story import Alarm, Story, Value
 
 Spec = dict[str, Any]
@@ -127,7 +127,8 @@ def written(value: Value, percent: bool = False, signed: bool = False) -> str:
         return "–"
     sign = "+" if signed else ""
     text = f"{value:{sign}.0%}" if percent else f"{value:{sign}.2f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    zero = not text.strip("+-0.%")
+    return text.lstrip("+-") if zero else text.replace("-", "\N{MINUS SIGN}")
 
 
 def _traces(figure: Figure, series: Series) -> Iterable[Spec]:
@@ -152,7 +153,7 @@ def _trace(figure: Figure, series: Series, x: Sequence[Value], y: Sequence[Value
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": shown(series.name),
+        "name": plot_text(series.name),
         "meta": {"role": series.role},
         "x": list(x),
         "y": list(y),
@@ -192,7 +193,7 @@ def _bands(story: Story) -> list[Spec]:
 
 
 def _band_labels(story: Story) -> list[Spec]:
-    return [_label(phase.steps[0], shown(phase.name), "phase") for phase in story.phases]
+    return [_label(phase.steps[0], plot_text(phase.name), "phase") for phase in story.phases]
 
 
 def _label(x: float, text: str, name: str) -> Spec:

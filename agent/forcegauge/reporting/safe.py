@@ -28,6 +28,11 @@ def inline(text: object) -> str:
     return f"<bdi>{shown(text)}</bdi>"
 
 
+def plot_text(text: object) -> str:
+    """`shown` for plotly, which takes some markup and does not know the entities of quotes."""
+    return escape("".join(map(_visible, str(text))), quote=False)
+
+
 def script_json(value: Any) -> str:
     """JSON that may stand in a script element: no character of it can end the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
@@ -37,12 +42,7 @@ def script_json(value: Any) -> str:
 def _visible(character: str) -> str:
     if character in KEPT:
         return character
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "\N{SYMBOL FOR DELETE}"
     category = unicodedata.category(character)
     if category == "Cs":
         return "\N{REPLACEMENT CHARACTER}"
-    return f"⟨U+{code:04X}⟩" if category in ("Cc", "Cf", "Zl", "Zp") else character
+    return f"⟨U+{ord(character):04X}⟩" if category in ("Cc", "Cf", "Zl", "Zp") else character

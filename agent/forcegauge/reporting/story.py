@@ -99,6 +99,17 @@ class Story:
         return self.phases[-1].probes[-1] if self.phases else None
 
     @property
+    def alarms_on(self) -> list[Alarm]:
+        """Alarms of the latest phase that have not gone off."""
+        phase = field(self.last_probe, "phase")
+        return [alarm for alarm in self.alarms if alarm.off is None and alarm.phase == phase]
+
+    @property
+    def has_course(self) -> bool:
+        """Whether there are two steps to draw a line between."""
+        return len({step for phase in self.phases for step in phase.steps}) > 1
+
+    @property
     def types(self) -> list[str]:
         """Response types that were scored, in reading order; types unknown here come last."""
         found = {name for phase in self.phases for p in phase.probes for name in _scored(p)}

@@ -41,7 +41,7 @@ class Scale:
         """A bar from one step to another; ``text`` is HTML."""
         left, right = self.at(start), self.at(end)
         return (
-            f'<span class="bar {style}" style="left:min({left:.2f}%, 100% - 20px);'
+            f'<span class="bar {style}" style="left:min({left:.2f}%, 100% - 25px);'
             f'width:{right - left:.2f}%">'
             f"{text}</span>"
         )
@@ -64,7 +64,7 @@ class Scale:
 
 def timeline(story: Story) -> str:
     """Phases, verdicts and alarms on one step axis, and what each alarm said."""
-    if not story.phases:
+    if not story.has_course:
         return ""
     scale = Scale.of(story)
     lanes = {"phase": _phase_bars(story, scale), "verdict": _verdict_bars(story, scale)}
