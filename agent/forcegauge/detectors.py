@@ -27,7 +27,10 @@ FALL_NATS = 0.5
 
 @dataclass(frozen=True)
 class AlarmState:
-    """One alarm after a probe; ``streak`` counts probes, ``value`` is None while undefined."""
+    """One alarm after a probe; ``streak`` counts probes, ``value`` is None while undefined.
+
+    ``evidence`` is the sentence of numbers with which the alarm last held.
+    """
 
     name: str
     value: float | None
@@ -36,6 +39,7 @@ class AlarmState:
     needed: int
     quiet: int = 0
     since_step: int | None = None
+    evidence: str = ""
 
     @property
     def on(self) -> bool:
@@ -123,7 +127,8 @@ class Detector:
         held = _holds(row, signals, noise, factor, self.pushes_down)
         if held is None:
             return state
-        return _count(state, held, step)
+        state = _count(state, held, step)
+        return replace(state, evidence=_evidence(row, state, signals, factor)) if held else state
 
     def _factor(self, row: Alarm) -> float:
         return UNKNOWN_PUSH_FACTOR if row.needs_push and self.pushes_down is None else 1.0
@@ -134,11 +139,12 @@ class Detector:
         verdict, leading = self._verdict_now()
         since = self._since_step(verdict, leading, step)
         self._verdict, self._since = verdict, since
+        speaking = leading or next((s for s in self._states.values() if s.on), None)
         judgement = Judgement(
             verdict,
             since,
-            _evidence(verdict, leading, since, signals, self.pushes_down),
-            alarm_named(leading.name).advice if leading else ADVICE[verdict],
+            speaking.evidence if speaking else _calm(verdict, signals),
+            alarm_named(speaking.name).advice if speaking else ADVICE[verdict],
             dict(self._states),
         )
         if verdict == "collapsed":
@@ -209,24 +215,15 @@ def _count(state: AlarmState, held: bool, step: int) -> AlarmState:
     return replace(state, streak=0, quiet=0, since_step=None)
 
 
-def _evidence(
-    verdict: str,
-    leading: AlarmState | None,
-    since: int,
-    signals: Mapping[str, float],
-    pushes_down: bool | None,
-) -> str:
-    if leading is None:
-        return _calm(verdict, signals)
-    row = alarm_named(leading.name)
+def _evidence(row: Alarm, state: AlarmState, signals: Mapping[str, float], factor: float) -> str:
     facts = [
         f"{LABELS.get(each.signal, each.signal)} {_number(each.signal, signals[each.signal])}"
         for each in (*row.conditions, *row.or_else)
         if each.signal in signals
     ]
-    unknown = row.needs_push and pushes_down is None
-    doubt = " (the loss is unknown: sizes doubled)" if unknown else ""
-    return f"Since step {since}: {', '.join(facts)}; {leading.streak} probes running{doubt}."
+    doubt = " (the loss is unknown: sizes doubled)" if factor > 1 else ""
+    running = f"{state.streak} probe{'s' if state.streak > 1 else ''} running{doubt}"
+    return f"{row.name} since step {state.since_step}: {', '.join(facts)}; {running}."
 
 
 def _calm(verdict: str, signals: Mapping[str, float]) -> str:
@@ -244,6 +241,12 @@ LABELS = {
     "joint_fall_nats": "chosen and untrained answers both fell by",
     "chosen_change_nats": "chosen answers moved",
     "untrained_change_nats": "untrained answers moved",
+    "hallucination_pressure_nats": "pull on answers to other prompts",
+    "other_prompt_change_nats": "answers to other prompts moved",
+    "displacement_nats": "chosen answers fell, while the margin grows, by",
+    "pushed_mass_change_ratio": "argmax mass gained in untrained contexts",
+    "valley_force_ratio": "push on tokens that are unlikely already",
+    "squeeze_law_nats": "squeeze-law index",
     "nonfinite_ratio": "responses without a finite score",
     "loss_nonfinite_ratio": "losses that are not finite",
     "entropy_change_nats": "entropy moved",

@@ -148,7 +148,7 @@ class Journal:
         for state in judgement.changed:
             facts = {"alarm": state.name, "on": state.on, "since_step": state.since_step}
             sizes = {"value": state.value, "threshold": state.threshold, "streak": state.streak}
-            self.line("alarm", step, {**facts, **sizes, "evidence": judgement.evidence})
+            self.line("alarm", step, {**facts, **sizes, "evidence": state.evidence})
         if self.judged is None or judgement.verdict != self.judged.verdict:
             self.line(
                 "verdict",

@@ -217,13 +217,16 @@ def read_record(path: str | Path) -> list[Line]:
         raise InputError(f"cannot be read ({error.strerror})", file=file, fix=fix) from None
 
 
+_OF_WEIGHTS = ("probe", "forces", "alarm", "verdict", "end")
+
+
 def _without_abandoned(lines: Sequence[Line]) -> list[Line]:
     """Lines of steps that a resume trained again belong to weights that are gone."""
     kept: list[Line] = []
     for line in lines:
         resumed = line.get("resumed_from")
         if line["kind"] == "run" and isinstance(resumed, int):
-            kept = [row for row in kept if row["kind"] == "run" or row["step"] <= resumed]
+            kept = [row for row in kept if row["kind"] not in _OF_WEIGHTS or row["step"] <= resumed]
         kept.append(line)
     return kept
 

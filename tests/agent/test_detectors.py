@@ -131,3 +131,11 @@ def test_half_the_probe_rate_gives_the_same_final_verdict(series: list[dict[str,
     assert sparse is not None
     assert dense.verdict == sparse.verdict
     assert dense.verdict in VERDICTS
+
+
+def test_an_alarm_that_is_on_while_the_run_learns_gives_its_evidence_and_advice() -> None:
+    pressed = {**CALM, "hallucination_pressure_nats": 0.9, "other_prompt_change_nats": 1.1}
+    judged = run([pressed] * 4)[-1]
+    assert judged.verdict == "learning"
+    assert judged.evidence.startswith("hallucination_pressure since step 2: ")
+    assert "epochs" in judged.advice

@@ -450,3 +450,18 @@ def test_files_that_hold_no_scores_are_one_clear_line(tmp_path: Path) -> None:
             read_scores(path)
         assert "\n" not in str(caught.value)
         assert path.name in str(caught.value)
+
+
+def test_a_resume_from_an_older_step_takes_back_what_belongs_to_lost_weights(
+    tmp_path: Path,
+) -> None:
+    record = open_record(tmp_path, "run")
+    record.append("run", {"resumed_from": None}, phase="sft", step=0)
+    for step in (0, 4, 8):
+        record.append("probe", {}, phase="sft", step=step)
+    record.append("error", {"reason": "greedy"}, phase="sft", step=8)
+    record.append("end", {"reason": "error"}, phase="sft", step=8)
+    record.append("run", {"resumed_from": 5}, phase="sft", step=5)
+    record.close()
+    kept = [(line["kind"], line["step"]) for line in read_record(tmp_path)]
+    assert kept == [("run", 0), ("probe", 0), ("probe", 4), ("error", 8), ("run", 5)]

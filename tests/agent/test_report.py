@@ -352,14 +352,6 @@ def test_a_folder_is_no_page(run_dir: Path, tmp_path: Path) -> None:
         write_report(run_dir, tmp_path)
 
 
-def test_a_resume_undoes_what_came_after_its_step(run_dir: Path) -> None:
-    lines = lines_of(run_dir)[:-1]
-    resumed = {**lines[0], "phase": "dpo", "step": 28, "resumed_from": 28}
-    told = tell([*lines, resumed])
-    assert told.phases[-1].steps[-1] == 28
-    assert [alarm for alarm in told.alarms if alarm.phase == "dpo"] == []
-
-
 def test_an_end_counts_only_as_the_last_line(run_dir: Path) -> None:
     lines = lines_of(run_dir)
     assert tell(lines).end == lines[-1]

@@ -10,7 +10,6 @@ from typing import Any
 from forcegauge.probes import RESPONSE_TYPES
 from forcegauge.record import Line, probes_by_phase
 
-STATE_KINDS = ("probe", "forces", "alarm", "verdict")
 
 Value = float | None
 """A number, or None where it is absent or not finite."""
@@ -135,7 +134,7 @@ def tell(lines: Iterable[Line]) -> Story:
     """The story of a record's lines, in the order in which they were written."""
     by_kind: dict[str, list[Line]] = {}
     last: Line = {}
-    for last in _lived(lines):
+    for last in lines:
         by_kind.setdefault(last["kind"], []).append(last)
     runs, probes = by_kind.get("run", []), by_kind.get("probe", [])
     return Story(
@@ -149,21 +148,6 @@ def tell(lines: Iterable[Line]) -> Story:
         end=last if last.get("kind") == "end" else None,
         last_time=number(last.get("time")),
     )
-
-
-def _lived(lines: Iterable[Line]) -> list[Line]:
-    """Lines of the weights that lived on: a resume undoes what its phase did after that step."""
-    kept: list[Line] = []
-    for line in lines:
-        resumed = line.get("resumed_from")
-        if line["kind"] == "run" and isinstance(resumed, int):
-            kept = [old for old in kept if not _undone(old, line["phase"], resumed)]
-        kept.append(line)
-    return kept
-
-
-def _undone(line: Line, phase: str, step: int) -> bool:
-    return line["kind"] in STATE_KINDS and line["phase"] == phase and line["step"] > step
 
 
 def _forces(lines: Sequence[Line]) -> tuple[Phase, ...]:
