@@ -10,7 +10,6 @@ from typing import Any
 from forcegauge.probes import RESPONSE_TYPES
 from forcegauge.record import Line, probes_by_phase
 
-
 Value = float | None
 """A number, or None where it is absent or not finite."""
 
