@@ -92,7 +92,7 @@ def write_judgement(record: Record, phase: str, step: int, judgement: Any, said:
     for state in judgement.changed:
         facts = {"alarm": state.name, "on": state.on, "since_step": state.since_step}
         facts |= {"value": state.value, "threshold": state.threshold, "streak": state.streak}
-        record.append("alarm", facts | {"evidence": judgement.evidence}, phase=phase, step=step)
+        record.append("alarm", facts | {"evidence": state.evidence}, phase=phase, step=step)
     if judgement.verdict != said:
         facts = {"verdict": judgement.verdict, "since_step": judgement.since_step}
         facts |= {"evidence": judgement.evidence, "advice": judgement.advice}
@@ -100,8 +100,8 @@ def write_judgement(record: Record, phase: str, step: int, judgement: Any, said:
 
 
 def write_forces(record: Record, step: int) -> None:
-    values = {"force_norm": {"up": 3.0 + 0.1 * step, "down": 2.0 + 0.15 * step}}
-    facts = {"values": values | {"valley_force_ratio": min(1.0, 0.02 * step)}}
+    norms = {"force_up_norm": 3.0 + 0.1 * step, "force_down_norm": 2.0 + 0.15 * step}
+    facts = {**norms, "valley_force_ratio": min(1.0, 0.02 * step)}
     record.append("forces", facts, phase="dpo", step=step)
 
 

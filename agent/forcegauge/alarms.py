@@ -110,7 +110,7 @@ ALARMS = (
     ),
     Alarm(
         "valley_force",
-        (Condition("valley_force_ratio", 0.5), Condition("squeeze_law_nats", 0.01)),
+        (Condition("valley_force_ratio", 0.5), Condition("squeeze_law_ratio", 0.1)),
         3,
         "Most of the downward push falls on tokens that are already unlikely, where it only "
         "feeds the likeliest token.",

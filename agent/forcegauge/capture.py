@@ -73,6 +73,7 @@ class Capture:
     here never reaches the training: it is kept in `error`, logged once, and ends the capture.
 
     Attributes:
+        every: spacing of what is looked at, in optimizer steps.
         error: why the capture stopped, None while all is well.
         not_covered: parts of the loss whose force could not be read.
     """
@@ -101,7 +102,8 @@ class Capture:
                 raise InputError(f"must be positive, not {value}", field=field)
         self.error: str | None = None
         self.not_covered: set[str] = set()
-        self._every, self._pairs = every, pairs
+        self.every = every
+        self._pairs = pairs
         self._temperature, self._scaler = temperature, scaler
         self._count = 0
         self._handles: list[RemovableHandle] = []
@@ -112,7 +114,7 @@ class Capture:
     @property
     def observing(self) -> bool:
         """Whether the optimizer step under way is one that is looked at."""
-        return self.error is None and self._count % self._every == 0
+        return self.error is None and self._count % self.every == 0
 
     def attach(self, model: nn.Module) -> Capture:
         """Watch a model (the trainer's ``model``, wrapped or not) until `detach`."""

@@ -68,7 +68,8 @@ class Judgement:
 class Detector:
     """Streaming state of one phase. ``alarms`` may hold a run's own thresholds.
 
-    ``pushes_down``: whether the loss pushes any answer down; None when nobody knows.
+    ``pushes_down``: whether the loss pushes any answer down, None when nobody knows; measured
+    forces overrule it.
     """
 
     baseline_step: int
@@ -94,6 +95,8 @@ class Detector:
         """Take one probe's signals (by name, absent when undefined) and their noise; judge."""
         self._probes += 1
         known = {**signals, **self._joint_fall(signals)}
+        if "force_down_norm" in signals:
+            self.pushes_down = signals["force_down_norm"] > 0
         before = dict(self._states)
         for row in self.alarms:
             self._states[row.name] = self._advance(row, step, known, noise)
@@ -246,7 +249,7 @@ LABELS = {
     "displacement_nats": "chosen answers fell, while the margin grows, by",
     "pushed_mass_change_ratio": "argmax mass gained in untrained contexts",
     "valley_force_ratio": "push on tokens that are unlikely already",
-    "squeeze_law_nats": "squeeze-law index",
+    "squeeze_law_ratio": "push that only feeds the argmax",
     "nonfinite_ratio": "responses without a finite score",
     "loss_nonfinite_ratio": "losses that are not finite",
     "entropy_change_nats": "entropy moved",

@@ -15,18 +15,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, nn
 
 from forcegauge.behaviour import Behaviour, with_greedy
+from forcegauge.capture import Capture
 from forcegauge.detectors import Judgement
-from forcegauge.errors import InputError
+from forcegauge.errors import InputError, RunError
 from forcegauge.isolation import undisturbed
 from forcegauge.journal import Journal, Past
 from forcegauge.phase import Phase, Probe, pushes_down
 from forcegauge.probes import ProbeSet
+from forcegauge.ranks import agreed, rank
 from forcegauge.record import check_run_name
 from forcegauge.schedule import Schedule
 from forcegauge.scorer import Scorer
@@ -36,7 +38,10 @@ logger = logging.getLogger("forcegauge")
 
 DEFAULT_PORT = 9790
 LOOPBACK = "127.0.0.1"
-T = TypeVar("T")
+OBSERVED_STEPS = 10
+"""Forces are read at every tenth step at most: their cost stays under a percent."""
+FORCE_SIGNALS = ("force_up_norm", "force_down_norm", "valley_force_ratio", "squeeze_law_ratio")
+"""Forces that alarms look at."""
 
 
 class ForceGauge:
@@ -99,6 +104,8 @@ class ForceGauge:
         self._texts = texts
         self._address = (bind or os.environ.get("FORCEGAUGE_BIND") or LOOPBACK, _port(port))
         self._on_alarm = on_alarm
+        self._capture = Capture(every=max(1, min(OBSERVED_STEPS, every // 2)))
+        self._seen: int | None = None
         self._scorer: Scorer | None = None
         self._phase: Phase | None = None
         self._first: tuple[int, float] | None = None
@@ -136,6 +143,21 @@ class ForceGauge:
         """
         return self._tick(model, step, loss, last=False)
 
+    def attach(self, model: nn.Module, *, pairs: bool = False, temperature: float = 1.0) -> None:
+        """Read the forces off the model's own backward passes (see `Capture` for what it covers).
+
+        ``pairs``: the first half of a batch's rows is chosen, the second rejected (TRL's order);
+        ``temperature``: what the loss divides logits by.
+        """
+        with self._guard("forces", 0):
+            every = self._capture.every
+            self._capture = Capture(every=every, pairs=pairs, temperature=temperature)
+            self._capture.attach(model)
+
+    def observe(self, logps: Tensor, labels: Tensor, **known: Tensor) -> None:
+        """Read the forces off per-token log-probs of a loop's own loss; see `Capture.observe`."""
+        self._capture.observe(logps, labels, **known)
+
     def finish(self, model: nn.Module, step: int) -> Judgement | None:
         """Probe once more where this step has no probe yet: the phase's last state."""
         return self._tick(model, step, None, last=True)
@@ -149,6 +171,7 @@ class ForceGauge:
     def close(self, reason: str = "finished") -> None:
         """End the run: ``finished``, ``stopped``, ``signal`` or ``error``. The endpoint stays."""
         atexit.unregister(self._at_exit)
+        self._capture.detach()
         if self._first is not None and not self._closed:
             self._closed = True
             with self._guard("record", self._probed or 0):
@@ -167,6 +190,9 @@ class ForceGauge:
         with self._guard("other", step):
             if self._first is None:
                 self._open(model, step)
+            if self._seen is not None and step > self._seen:
+                self._capture.step()
+            self._seen = step
             self._show(train_step=self._journal.offset + step)
             due = self._due is not None and step >= self._due
             if due or (last and step != self._probed):
@@ -176,13 +202,13 @@ class ForceGauge:
     def _open(self, model: nn.Module, step: int) -> None:
         self._first, self._due = (step, time.monotonic()), step
         past = Past()
-        if _rank() == 0:
+        if rank() == 0:
             atexit.register(self._at_exit)
             with self._guard("exporter", step):
                 self._journal.serve(*self._address)
             with self._guard("record", step):
                 past = self._journal.open(self._probe_set, _model_name(model), step)
-        self._resume(_agreed(past), step)
+        self._resume(agreed(past), step)
 
     def _resume(self, past: Past, step: int) -> None:
         self._journal.offset = past.offset
@@ -209,7 +235,7 @@ class ForceGauge:
             seconds = time.monotonic() - start
             self.probe_seconds += seconds
             self._probed = step
-            self._due = _agreed(self._next_due(step, seconds))
+            self._due = agreed(self._next_due(step, seconds))
             self._show()
 
     def _probe(self, model: nn.Module, step: int, loss: float | None) -> None:
@@ -223,10 +249,27 @@ class ForceGauge:
             scores = self._scorer.score(model)
             if first:
                 noise = self._scorer.noise(model)
+        forces = self._forces(step)
         behaviour |= _loss_signal(loss)
+        behaviour |= {name: forces[name] for name in FORCE_SIGNALS if name in forces}
         found = self._judge(step, scores, noise, behaviour)
-        if _rank() == 0:
+        if rank() == 0:
+            self._keep_forces(forces, step)
             self._keep(found, scores, texts, first, time.monotonic() - start)
+
+    def _forces(self, step: int) -> dict[str, float]:
+        found: dict[str, float] = {}
+        with self._guard("forces", step):
+            found = self._capture.take() or {}
+            if self._capture.error is not None and not self.failures["forces"]:
+                raise RunError(self._capture.error)
+        return found
+
+    def _keep_forces(self, forces: dict[str, float], step: int) -> None:
+        if forces:
+            with self._guard("record", step):
+                self._journal.line("forces", step, forces)
+            self._journal.show(forces=forces)
 
     def _behave(self, model: nn.Module, step: int) -> tuple[dict[str, float], dict[str, str]]:
         signals: dict[str, float] = {}
@@ -351,16 +394,3 @@ def _loss_signal(loss: float | None) -> dict[str, float]:
 def _model_name(model: nn.Module) -> str:
     inner = getattr(model, "module", model)
     return str(getattr(getattr(inner, "config", None), "_name_or_path", "") or type(inner).__name__)
-
-
-def _rank() -> int:
-    return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def _agreed(value: T) -> T:
-    """Rank 0's value, on every rank."""
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return value
-    box = [value]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]

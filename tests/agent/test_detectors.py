@@ -139,3 +139,10 @@ def test_an_alarm_that_is_on_while_the_run_learns_gives_its_evidence_and_advice(
     assert judged.verdict == "learning"
     assert judged.evidence.startswith("hallucination_pressure since step 2: ")
     assert "epochs" in judged.advice
+
+
+def test_measured_forces_overrule_what_the_loss_is_said_to_do() -> None:
+    pushed = {**SQUEEZED, "force_down_norm": 0.2}
+    assert run([pushed] * 3, pushes_down=False)[-1].verdict == "squeezing"
+    still = {**SQUEEZED, "force_down_norm": 0.0}
+    assert run([still] * 3, pushes_down=True)[-1].verdict == "learning"

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -204,3 +205,18 @@ def test_phase_loss_and_end_are_taken_from_the_trainer(tmp_path: Path) -> None:
     assert [line["path"] for line in lines if line["kind"] == "checkpoint"] == [
         str(tmp_path / "out" / f"checkpoint-{step}") for step in (3, 6)
     ]
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_forces_are_read_while_training_and_only_dpo_pushes_down(kind: str, tmp_path: Path) -> None:
+    watcher = callback(tmp_path / "gauge")
+    run(TRAINERS[kind](tmp_path / "out"), watcher)
+    lines = [line for line in read_record(tmp_path / "gauge") if line["kind"] == "forces"]
+    assert len(lines) >= 3
+    for line in lines:
+        assert line["force_up_norm"] > 0
+        assert (line["force_down_norm"] > 0) == (kind == "dpo")
+    assert watcher.gauge is not None
+    page = urlopen(f"http://127.0.0.1:{watcher.gauge.port}/metrics").read().decode()
+    assert 'forcegauge_force_norm{direction="up",run="tiny"}' in page
+    assert watcher.gauge.failures["forces"] == 0

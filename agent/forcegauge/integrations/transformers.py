@@ -13,6 +13,10 @@ from forcegauge.gauge import ForceGauge
 from forcegauge.probes import ProbeSet
 
 FOLDER = "forcegauge"
+PAIR_KINDS = ("dpo", "cpo", "orpo")
+"""Trainers that put the chosen answers in a batch's first half and the rejected in the second."""
+SAMPLING_KINDS = ("grpo", "rloo")
+"""Trainers that divide logits by the temperature at which they sample."""
 
 
 class ForceGaugeCallback(TrainerCallback):
@@ -62,6 +66,12 @@ class ForceGaugeCallback(TrainerCallback):
             **self._options,
         )
         self.gauge.step(kwargs["model"], state.global_step)
+        sampled = kind in SAMPLING_KINDS
+        self.gauge.attach(
+            kwargs["model"],
+            pairs=kind in PAIR_KINDS,
+            temperature=getattr(args, "temperature", 1.0) if sampled else 1.0,
+        )
 
     def on_step_end(
         self,

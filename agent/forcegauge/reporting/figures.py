@@ -259,7 +259,7 @@ def _eos_figure(phases: Sequence[Phase]) -> Figure:
 
 
 def _forces_figure(phases: Sequence[Phase]) -> Figure:
-    up, down = ([phase.force("force_norm", way) for phase in phases] for way in ("up", "down"))
+    up, down = ([p.force(f"force_{way}_norm") for p in phases] for way in ("up", "down"))
     return Figure(
         "forces",
         "Forces of the loss at the logits",

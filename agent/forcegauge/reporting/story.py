@@ -55,9 +55,9 @@ class Phase:
         """One signal per probe line."""
         return [number(field(probe, "signals", name)) for probe in self.probes]
 
-    def force(self, *path: str) -> list[Value]:
-        """One force value per line, such as ``force_norm``, ``up``."""
-        return [number(field(line, "values", *path)) for line in self.probes]
+    def force(self, name: str) -> list[Value]:
+        """One force value per line, such as ``force_up_norm``."""
+        return [number(line.get(name)) for line in self.probes]
 
     def thinned(self, most: int) -> Phase:
         """At most about ``most`` probes, evenly spread, with the first and the last."""
