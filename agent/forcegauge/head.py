@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from forcegauge.reductions import Statistics, in_chunks
+from forcegauge.reductions import Statistics, in_chunks, reduce_tiles, token_statistics
 
 Reading = Literal["head", "rows", "logits"]
-"""How logits are read. ``head``: in chunks, inside the head. ``rows``: the model's own logits of
+"""How logits are read. ``head``: tile by tile, inside the head. ``rows``: the model's own logits of
 response rows. ``logits``: the model's own logits of everything, as a last resort."""
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -56,7 +57,26 @@ class Head:
         run again: this is called from one of them, when sharded weights are already gathered."""
         if self.module is None:
             raise HeadError("the model names no output head")
-        z = self.module.forward(hidden).float()
+        return self._after(self.module.forward(hidden))
+
+    def statistics(self, hidden: Tensor, targets: Tensor) -> Statistics:
+        """Statistics of rows from their hidden states [rows, hidden], a tile of logits at a time
+        where the head is a plain matrix, else with whole rows of them."""
+        module = self.module
+        if type(module) is not nn.Linear or "forward" in vars(module):
+            return in_chunks(lambda part: self.logits(hidden[part]), targets)
+        weight, bias = module.weight, module.bias
+
+        def tile(rows: slice, tokens: slice) -> Tensor:
+            z = F.linear(hidden[rows], weight[tokens], None if bias is None else bias[tokens])
+            return self._after(z)
+
+        near = (hidden * weight[targets]).sum(1)
+        near = self._after(near if bias is None else near + bias[targets])
+        return reduce_tiles(tile, near, targets, len(weight))
+
+    def _after(self, z: Tensor) -> Tensor:
+        z = z.float()
         z = z if self.scale == 1.0 else z * self.scale
         return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
 
@@ -116,7 +136,7 @@ def read(
         with replaced_hidden(head, lambda hidden: hidden[rows]):
             output = model(**inputs)
         logits = own_logits(output)
-        return in_chunks(lambda part: logits[part], targets), output
+        return token_statistics(logits, targets), output
     return _read_in_head(model, head, inputs, rows, targets)
 
 
@@ -126,7 +146,7 @@ def _read_in_head(
     found: Statistics = {}
 
     def reduce(hidden: Tensor) -> Tensor:
-        found.update(in_chunks(lambda part: head.logits(hidden[rows[part]]), targets))
+        found.update(head.statistics(hidden[rows], targets))
         return hidden[:1]
 
     with replaced_hidden(head, reduce):

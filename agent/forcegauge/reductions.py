@@ -1,8 +1,13 @@
-"""One pass over the vocabulary: logits of a few rows become every per-token statistic."""
+"""One pass over the vocabulary: logits, tile by tile, become every per-token statistic.
+
+A tile holds some rows and some of the vocabulary. Its `Sums` are relative to its own largest
+logit, and two of them merge into those of both tiles, so that no more than a tile is ever held.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,74 +16,163 @@ from forcegauge.scores import TOP_K
 
 Statistics = dict[str, Tensor]
 
-ROWS = 256
-"""Rows whose logits are held in float32 at once."""
+ROWS = 1024
+"""Rows that are reduced together, a tile at a time."""
+
+CHUNK = 256
+"""Rows whose logits are held at once where they come whole."""
+
+_TILE = {"cpu": 1 << 21}
+_TILE_ELSEWHERE = 1 << 26
+# Logits of a tile: on a CPU they stay in its cache, elsewhere a kernel's launch should pay.
 
 _FLOOR = -200.0  # e^-200 is 0 in float32, and 0 * 200 is 0 where 0 * inf is NaN
+_LOWEST = torch.finfo(torch.float32).min
 
 
-def token_statistics(logits: Tensor, targets: Tensor) -> Statistics:
-    """Statistics of each row (design, section 4): logits [rows, vocab], targets [rows].
+class Sums(NamedTuple):
+    """What a part of the vocabulary adds, each of shape [rows], ``top`` [rows, k].
 
-    Returns float32 tensors of shape [rows]; log-probs and entropy in nats. With m the largest
-    logit, a its token and e_v = exp(z_v - m), everything follows from u = sum of e over v != a,
-    the same sum of e^2 and of e (m - z), from e_y and from the k largest logits. Masses close
-    to 0 or 1 are never a difference of nearly equal numbers. Logits of -inf count as mass 0.
+    The target is left out of all but ``target``, its logit, which is -inf where it is in another
+    part. With m the largest other logit, a its token and e_v = exp(z_v - m): ``rest``, ``squares``
+    and ``moment`` are the sums over v != a of e, e^2 and e (m - z); ``top`` are the k largest
+    logits and ``above`` counts those above the target's.
     """
-    z = logits.float()
-    top, places = z.topk(min(TOP_K, z.shape[-1]), dim=-1)
-    m, argmax = top[:, :1], places[:, :1]
-    z_y = z.gather(1, targets[:, None])
-    buffer = torch.gt(z, z_y, out=torch.empty_like(z))
-    rank = buffer.sum(1)
-    depth = torch.sub(z, m, out=buffer).clamp_min_(_FLOOR)
-    e = depth.exp().scatter_(1, argmax, 0.0)
-    u = e.sum(1)
+
+    top: Tensor
+    rest: Tensor
+    squares: Tensor
+    moment: Tensor
+    above: Tensor
+    target: Tensor
+
+
+def tile_sums(z: Tensor, targets: Tensor, near: Tensor, first: int = 0) -> Sums:
+    """Sums of one tile: float32 logits z [rows, part], whose tokens begin at ``first``.
+
+    ``near`` [rows] is the target's logit up to rounding, for the rank; the exact one is taken from
+    its tile. Logits of -inf count as mass 0. The tile is used up.
+    """
+    inside = (targets >= first) & (targets < first + z.shape[1])
+    places = (targets - first).clamp(0, z.shape[1] - 1)[:, None]
+    found = z.gather(1, places)
+    z.scatter_(1, places, torch.where(inside[:, None], -torch.inf, found))
+    top, order = z.topk(min(TOP_K, z.shape[1]), dim=1)
+    above = torch.gt(z, near[:, None], out=torch.empty_like(z)).sum(1)
+    depth = z.sub_(top[:, :1].clamp_min(_LOWEST)).clamp_min_(_FLOOR)
+    e = depth.exp().scatter_(1, order[:, :1], 0.0)
+    rest = e.sum(1)
     squares = torch.linalg.vector_norm(e, dim=1) ** 2
-    moment = -torch.bmm(e.unsqueeze(1), depth.unsqueeze(2)).reshape(-1)
-    hit = argmax[:, 0] == targets
-    gaps = top - m
-    return _finish(u, squares, moment, (z_y - m)[:, 0], gaps, hit) | {"rank": rank}
+    moment = -e.mul_(depth).sum(1)
+    return Sums(top, rest, squares, moment, above, torch.where(inside, found[:, 0], -torch.inf))
 
 
-def _finish(
-    u: Tensor, squares: Tensor, moment: Tensor, gap_y: Tensor, gaps: Tensor, hit: Tensor
-) -> Statistics:
-    """The statistics from the sums over v != argmax; ``gap_y`` is z_y - m, ``hit`` y == argmax."""
-    e_y = gap_y.exp()
-    log_s = torch.log1p(u)
-    s = 1 + u
-    beside = (u - e_y).clamp_min(0.0)  # mass besides argmax and target, for a target that is not it
-    b = torch.where(hit, u, 1 + beside)
-    q = torch.where(hit, squares, 1 + (squares - e_y**2).clamp_min(0.0))
-    energy = b / s
-    log_u = torch.where(u > 0, u.log(), gaps[:, 1] if gaps.shape[1] > 1 else -torch.inf)
-    argmax_mass = 1 / s
+def merge(a: Sums, b: Sums) -> Sums:
+    """Sums of two parts of the vocabulary together; every term is a sum of positive numbers."""
+    high = torch.maximum(a.top[:, 0], b.top[:, 0]).clamp_min(_LOWEST)
+    fall_a, fall_b = ((part.top[:, 0] - high).clamp_min(_FLOOR) for part in (a, b))
+    weight_a, weight_b = fall_a.exp(), fall_b.exp()
+    all_a, all_b = 1 + a.rest, 1 + b.rest
+    ahead = a.top[:, 0] >= b.top[:, 0]
+    both = torch.cat([a.top, b.top], dim=1)
+    return Sums(
+        top=both.topk(min(TOP_K, both.shape[1]), dim=1).values,
+        rest=torch.where(ahead, a.rest + weight_b * all_b, b.rest + weight_a * all_a),
+        squares=torch.where(
+            ahead,
+            a.squares + weight_b**2 * (1 + b.squares),
+            b.squares + weight_a**2 * (1 + a.squares),
+        ),
+        moment=weight_a * (a.moment - fall_a * all_a) + weight_b * (b.moment - fall_b * all_b),
+        above=a.above + b.above,
+        target=torch.maximum(a.target, b.target),
+    )
+
+
+def statistics_of(sums: Sums) -> Statistics:
+    """Statistics of each row (design, section 4) from the sums over the whole vocabulary.
+
+    Float32 tensors of shape [rows]; log-probs and entropy in nats. The target comes in last, so
+    that no mass, however small, is a difference. A target as likely as the argmax is the argmax.
+    """
+    best, z_y = sums.top[:, 0], sums.target
+    hit = z_y >= best
+    high = torch.maximum(best, z_y)
+    fall, gap_y = (best - high).clamp_min(_FLOOR), z_y - high
+    weight, e_y = fall.exp(), gap_y.exp()
+    b = weight * (1 + sums.rest)
+    u = torch.where(hit, b, sums.rest + e_y)
+    s, log_s, squares = 1 + u, torch.log1p(u), weight**2 * (1 + sums.squares)
+    tops = torch.cat([sums.top, z_y[:, None]], dim=1) - high[:, None]
+    tops = tops.topk(min(TOP_K, tops.shape[1]), dim=1).values
+    moment = weight * (sums.moment - fall * (1 + sums.rest)) - e_y * gap_y.clamp_min(_FLOOR)
+    energy, argmax_mass = b / s, 1 / s
     return {
         "logprob": gap_y - log_s,
         "argmax_logprob": -log_s,
         "argmax_mass": argmax_mass,
-        "log_rest": log_u - log_s,
+        "log_rest": torch.where(u > 0, u.log(), tops[:, 1]) - log_s,
         "entropy": log_s + moment / s,
-        "collision": (q + e_y**2) / s**2,
+        "collision": (squares + e_y**2) / s**2,
         "energy": energy,
-        "residual_norm": torch.hypot(energy, q.sqrt() / s),
-        "top_mass": gaps.exp().sum(1) / s,
+        "residual_norm": torch.hypot(energy, squares.sqrt() / s),
+        "rank": torch.where(hit, 0.0, sums.above),
+        "top_mass": tops.exp().sum(1) / s,
         "mass_target": e_y / s,
         "mass_argmax": torch.where(hit, 0.0, argmax_mass),
-        "mass_rest": torch.where(hit, u, beside) / s,
+        "mass_rest": torch.where(hit, b, sums.rest) / s,
     }
 
 
+def token_statistics(logits: Tensor, targets: Tensor) -> Statistics:
+    """Statistics of rows whose logits [rows, vocab] are there already, of any float type."""
+    z_y = logits.gather(1, targets[:, None])[:, 0].float()
+    parts = slices(len(targets), max(1, tile_size(logits.device) // logits.shape[1]))
+    return joined(
+        [
+            statistics_of(
+                tile_sums(logits[part].to(torch.float32, copy=True), targets[part], z_y[part])
+            )
+            for part in parts
+        ]
+    )
+
+
 def in_chunks(
-    logits_of: Callable[[slice], Tensor], targets: Tensor, rows: int = ROWS
+    logits_of: Callable[[slice], Tensor], targets: Tensor, rows: int = CHUNK
 ) -> Statistics:
     """`token_statistics` of many rows; ``logits_of`` gives the logits of one slice of them."""
-    parts = [
-        token_statistics(logits_of(part), targets[part]) for part in _slices(len(targets), rows)
-    ]
+    parts = slices(len(targets), rows)
+    return joined([token_statistics(logits_of(part), targets[part]) for part in parts])
+
+
+def reduce_tiles(
+    tile: Callable[[slice, slice], Tensor], near: Tensor, targets: Tensor, vocabulary: int
+) -> Statistics:
+    """Statistics of rows whose float32 logits ``tile(rows, tokens)`` makes piece by piece."""
+    found = []
+    for rows in slices(len(targets), ROWS):
+        count = min(ROWS, len(targets))
+        width = max(256, tile_size(near.device) // count)
+        sums = None
+        for tokens in slices(vocabulary, width):
+            part = tile_sums(tile(rows, tokens), targets[rows], near[rows], tokens.start)
+            sums = part if sums is None else merge(sums, part)
+        if sums is not None:
+            found.append(statistics_of(sums))
+    return joined(found)
+
+
+def joined(parts: list[Statistics]) -> Statistics:
+    """Statistics of rows one after the other."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
-def _slices(length: int, step: int) -> Iterable[slice]:
+def slices(length: int, step: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``step``."""
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+def tile_size(device: torch.device) -> int:
+    """Logits that a tile holds."""
+    return _TILE.get(device.type, _TILE_ELSEWHERE)

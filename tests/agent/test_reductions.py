@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import pytest
 import torch
@@ -10,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from forcegauge.reductions import in_chunks, token_statistics
+from forcegauge.reductions import (
+    merge,
+    reduce_tiles,
+    statistics_of,
+    tile_sums,
+    token_statistics,
+)
 
 TINY = 1e-18
 """Squares of smaller masses are 0 in float32."""
@@ -125,12 +132,34 @@ def test_logits_are_left_as_they_were() -> None:
     assert torch.equal(logits, before)
 
 
-def test_chunks_of_rows_change_nothing() -> None:
-    logits, targets = torch.randn(23, 90), torch.randint(0, 90, (23,))
-    whole = token_statistics(logits, targets)
-    parts = in_chunks(lambda rows: logits[rows], targets, rows=5)
-    for name, values in whole.items():
-        torch.testing.assert_close(parts[name], values)
+@pytest.mark.parametrize("width", [1, 4, 33, 90])
+def test_tiles_of_the_vocabulary_change_nothing(width: int) -> None:
+    logits, targets = torch.randn(23, 90) * 9, torch.randint(0, 90, (23,))
+    logits[:, 40:60] = -math.inf
+    targets[(targets >= 40) & (targets < 60)] = 7
+    z_y = logits.gather(1, targets[:, None])[:, 0]
+    parts = [
+        tile_sums(logits[:, start : start + width].clone(), targets, z_y, start)
+        for start in range(0, 90, width)
+    ]
+    found, wanted = statistics_of(reduce(merge, parts)), textbook(logits, targets)
+    for name, values in wanted.items():
+        torch.testing.assert_close(found[name].double(), values, rtol=1e-4, atol=TINY)
+
+
+def test_the_rank_forgives_a_target_logit_that_is_rounded() -> None:
+    logits, targets = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1])
+    for near in (2.0 - 1e-6, 2.0 + 1e-6):
+        sums = tile_sums(logits.clone(), targets, torch.tensor([near]))
+        assert statistics_of(sums)["rank"].tolist() == [1.0]
+
+
+def test_many_rows_are_reduced_in_parts() -> None:
+    logits, targets = torch.randn(2500, 300), torch.randint(0, 300, (2500,))
+    z_y = logits.gather(1, targets[:, None])[:, 0]
+    found = reduce_tiles(lambda rows, tokens: logits[rows, tokens].clone(), z_y, targets, 300)
+    for name, values in textbook(logits, targets).items():
+        torch.testing.assert_close(found[name].double(), values, rtol=1e-4, atol=TINY)
 
 
 @settings(max_examples=60, deadline=None)

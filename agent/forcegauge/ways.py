@@ -1,0 +1,229 @@
+"""Ways to run a scoring pass, fastest first, and the choice of one by comparing with the plainest.
+
+``shared``: a prompt and its responses in one flat row. ``cached``: the prompt's keys and values
+computed once and expanded. ``padded``: plain padded batches. ``single``: one sequence at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from forcegauge import head as heads
+from forcegauge.attention import AttentionError, attending, shared_row
+from forcegauge.encoding import TokenSequence
+from forcegauge.head import Head, HeadError, Reading
+from forcegauge.layout import (
+    Batch,
+    CachedBatch,
+    SharedBatch,
+    cached_batches,
+    padded_batches,
+    shared_batches,
+)
+from forcegauge.reductions import Statistics
+
+logger = logging.getLogger(__name__)
+
+Way = Literal["shared", "cached", "padded", "single"]
+
+AnyBatch = Batch | CachedBatch
+
+TOLERANCE = 1e-4
+"""Nats per token within which a way must agree with the plainest one, where batching does not
+itself change more."""
+
+_WORST = {torch.float32: 0.01, torch.float64: 0.01}
+_WORST_SHORT = 1.0
+# Nats by which batching may change a token: with TF32, and in bfloat16 or float16.
+
+_FAILURES = (
+    HeadError,
+    AttentionError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a model is scored."""
+
+    way: Way
+    reading: Reading
+
+
+def batches(way: Way, sequences: Sequence[TokenSequence], budget: int) -> Iterator[AnyBatch]:
+    """The forwards of one pass, each of at most ``budget`` tokens where one sequence allows it."""
+    if way == "shared":
+        return shared_batches(sequences, budget)
+    if way == "cached":
+        return cached_batches(sequences, budget)
+    return padded_batches(sequences, budget if way == "padded" else 1)
+
+
+def run(model: nn.Module, head: Head, batch: AnyBatch, reading: Reading) -> Statistics:
+    """Statistics of one batch, in the order of its slots, on the model's device."""
+    if isinstance(batch, CachedBatch):
+        return _run_cached(model, head, batch, reading)
+    if isinstance(batch, SharedBatch):
+        return _run_shared(model, head, batch, reading)
+    return _forward(model, head, batch, reading, _masked(model, batch))[0]
+
+
+def _forward(
+    model: nn.Module, head: Head, batch: Batch, reading: Reading, inputs: dict[str, Any]
+) -> tuple[Statistics, Any]:
+    device = _device(model)
+    ids = torch.from_numpy(batch.input_ids).to(device)
+    rows, targets = (torch.from_numpy(array).to(device) for array in (batch.rows, batch.targets))
+    inputs = {"input_ids": ids, **inputs, **heads.accepted(model, {"return_dict": True})}
+    return heads.read(model, head, inputs, rows, targets, reading)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _masked(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """A mask and no positions: padded on the right, the model's own are right."""
+    mask = torch.from_numpy(batch.attention_mask).to(_device(model))
+    return {"attention_mask": mask, **heads.accepted(model, {"use_cache": False})}
+
+
+def _positions(model: nn.Module, batch: Batch) -> Tensor:
+    return torch.from_numpy(batch.position_ids.copy()).to(_device(model))
+
+
+def _run_shared(model: nn.Module, head: Head, batch: SharedBatch, reading: Reading) -> Statistics:
+    positions = heads.accepted(model, {"position_ids": _positions(model, batch)})
+    inputs = {**_masked(model, batch), **positions}
+    if not positions:
+        raise AttentionError("the model takes no position ids")
+    row = shared_row(batch.blocks, _device(model))
+    with attending(model, row):
+        found, _ = _forward(model, head, batch, reading, inputs)
+    layers = getattr(heads.text_config(model), "num_hidden_layers", None)
+    if row.calls != layers:
+        raise AttentionError(f"{row.calls} of {layers} layers use attention that can be replaced")
+    return found
+
+
+def _run_cached(model: nn.Module, head: Head, batch: CachedBatch, reading: Reading) -> Statistics:
+    prompt = {**_masked(model, batch.prompt), "use_cache": True}
+    found, output = _forward(model, head, batch.prompt, reading, prompt)
+    if batch.responses is None:
+        return found
+    count = len(batch.responses.input_ids)
+    name = "past_key_values" if hasattr(output, "past_key_values") else "cache_params"
+    cache = getattr(output, name)
+    cache.reorder_cache(torch.zeros(count, dtype=torch.long, device=_device(model)))
+    positions = heads.accepted(model, {"position_ids": _positions(model, batch.responses)})
+    rest = {**_masked(model, batch.responses), **positions, name: cache}
+    more, _ = _forward(model, head, batch.responses, reading, {**rest, "use_cache": True})
+    return {name: torch.cat([found[name], more[name]]) for name in found}
+
+
+def choose(model: nn.Module, sequences: Sequence[TokenSequence], budget: int) -> Choice:
+    """The fastest way and reading whose log-probs are those of single sequences, unpadded, with
+    the model's own logits. It costs about six small forwards; the log says what was chosen."""
+    few, head = _sample(sequences), heads.head_of(model)
+    truth = torch.cat([_plainest(model, item) for item in few])
+
+    def distance(way: Way, reading: Reading) -> float:
+        found = torch.full_like(truth, torch.nan)
+        for batch in batches(way, few, budget):
+            slots = torch.from_numpy(batch.slots).to(found.device)
+            found[slots] = run(model, head, batch, reading)["logprob"].to(found.dtype)
+        return _distance(found, truth)
+
+    noise, worst = distance("padded", "logits"), _worst(model)
+    base: Way = "padded" if noise <= worst else "single"
+    near = max(TOLERANCE, min(4 * noise, worst))
+    readings: list[tuple[Way, Reading]] = [(base, "head"), (base, "rows")]
+    if not _works(lambda: heads.agrees(model, head, _bare(model, few[0])), "head"):
+        readings = readings[1:]
+    reading = _first(readings, (base, "logits"), lambda c: distance(*c) <= near)[1]
+    ways: list[tuple[Way, Reading]] = [("shared", reading), ("cached", reading)]
+    way = _first(ways, (base, reading), lambda c: distance(*c) <= near)[0]
+    _say(way, reading, slow=way == base or reading == "logits")
+    return Choice(way, reading)
+
+
+def _say(way: Way, reading: Reading, *, slow: bool) -> None:
+    text = "scoring runs by way %r and reads logits by way %r"
+    if slow:
+        logger.warning(text + ": right but slow, the model allows no faster one", way, reading)
+    else:
+        logger.info(text, way, reading)
+
+
+def _first(
+    options: Sequence[tuple[Way, Reading]],
+    otherwise: tuple[Way, Reading],
+    right: Callable[[tuple[Way, Reading]], bool],
+) -> tuple[Way, Reading]:
+    for option in options:
+        if _works(partial(right, option), "/".join(option)):
+            return option
+    return otherwise
+
+
+def _works(check: Callable[[], bool], name: str) -> bool:
+    """Whether a check holds; one that fails in any way but memory does not."""
+    try:
+        held = check()
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        logger.info("scoring by %s is not possible: %s", name, error)
+        return False
+    if not held:
+        logger.info("scoring by %s differs from the plain way and is not used", name)
+    return held
+
+
+def _worst(model: nn.Module) -> float:
+    return _WORST.get(next(model.parameters()).dtype, _WORST_SHORT)
+
+
+def _distance(found: Tensor, truth: Tensor) -> float:
+    """The largest difference in nats; equal infinities and NaN on both sides are none."""
+    same = (found == truth) | (found.isnan() & truth.isnan())
+    return float(torch.where(same, 0.0, found - truth).abs().nan_to_num(torch.inf).max())
+
+
+def _bare(model: nn.Module, item: TokenSequence) -> dict[str, Any]:
+    ids = torch.tensor([[*item.prompt, *item.response]], device=_device(model))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**inputs, **heads.accepted(model, {"use_cache": False, "return_dict": True})}
+
+
+def _plainest(model: nn.Module, item: TokenSequence) -> Tensor:
+    """Log-probs [tokens] of one response: one sequence, log_softmax of all its logits."""
+    logits = heads.own_logits(model(**_bare(model, item)))
+    targets = torch.tensor(item.response, device=logits.device)
+    predicting = logits[len(item.prompt) - 1 : -1].float().log_softmax(-1)
+    return predicting.gather(1, targets[:, None])[:, 0]
+
+
+def _sample(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """What a check is made on: the longest and the shortest response of two probes, the one with
+    the longest sequence (it shows attention windows) and the one with the shortest prompt."""
+    longest = max(sequences, key=len).probe
+    shortest = min(sequences, key=lambda item: (item.probe == longest, len(item.prompt))).probe
+    few = []
+    for probe in sorted({longest, shortest}):
+        mine = [item for item in sequences if item.probe == probe]
+        mine.sort(key=lambda item: len(item.response))
+        few += mine if len(mine) < 3 else [mine[-1], mine[0], mine[len(mine) // 2]]
+    return few
