@@ -59,7 +59,7 @@ class Phase:
         return self.detector.update(step, signals, noise)
 
     def _signals(self, scores: Scores) -> dict[str, float]:
-        return signals(scores, self.baseline, type_noise(scores, self.baseline, self.layout_noise))
+        return signals(scores, self.baseline, self.layout_noise)
 
     def _noise(self, scores: Scores) -> dict[str, float]:
         return {

@@ -91,11 +91,14 @@ def signal_noise(scores: Scores, baseline: Scores) -> dict[str, float]:
     return {name: value for name, value in errors.items() if np.isfinite(value)}
 
 
-def signals(scores: Scores, baseline: Scores, noise: Mapping[str, float]) -> dict[str, float]:
-    """Every signal that scores and baseline define (design 5)."""
+def signals(
+    scores: Scores, baseline: Scores, layout_noise: Mapping[str, float]
+) -> dict[str, float]:
+    """Every signal that scores and baseline define (design 5); layout noise in nats by type."""
+    noise = type_noise(scores, baseline, layout_noise)
     found = {
         **_squeeze(scores, baseline),
-        **_squeezed(scores, baseline, noise),
+        **_squeezed(scores, baseline, layout_noise),
         **_mass_flow(scores, baseline),
         **_pressure(scores, baseline, noise),
         **_preference(scores, baseline, noise),
@@ -140,7 +143,12 @@ def _squeeze(scores: Scores, baseline: Scores) -> dict[str, float]:
 def squeezed_pairs(
     scores: Scores, baseline: Scores, noise: Mapping[str, float], window: str
 ) -> FloatArray:
-    """1 where a (probe, untrained natural type) pair is squeezed, 0 where not, NaN where absent."""
+    """1 where a (probe, untrained natural type) pair is squeezed, 0 where not, NaN where absent.
+
+    ``noise`` is the layout noise: a pair is one probe, and the standard error of a mean over
+    probes (which design 5 would put here) says nothing about it. With that one, real squeezed runs
+    showed no squeezed pair, for their spread between probes is larger than the argmax's gain.
+    """
     columns = []
     for response_type in _untrained(scores):
         tau = threshold(noise.get(response_type, 0.0))
