@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
-from forcegauge.layout import Block, IntArray
+from forcegauge.layout import Block
 
 NAME = "forcegauge_shared_prompt"
 
-_HARMLESS = frozenset(
+_KNOWN = frozenset(
     {
         "cache_position",
         "is_causal",
@@ -33,6 +33,7 @@ _HARMLESS = frozenset(
         "position_embeddings",
         "position_ids",
         "return_dict",
+        "s_aux",
         "sliding_window",
         "softcap",
         "use_cache",
@@ -46,24 +47,32 @@ class AttentionError(Exception):
 
 @dataclass(frozen=True)
 class _Group:
-    """Responses of about one length behind one prompt: where their tokens are, padded to
-    [responses, width], where the padded places that are real go, and what sees what."""
+    """Texts of about one length behind one prompt: where their tokens are in the row, padded to
+    [count, width], which of these places are real, and where those go. A prompt is a group of its
+    own, behind nothing."""
 
     prompt: slice
     places: Tensor
     real: Tensor
     into: Tensor
-    visible: Tensor
+    width: int
     count: int
+
+    def visible(self, window: int | None) -> Tensor:
+        """Which keys, those of the prompt and then its own, each token sees: [width, keys]."""
+        lead = self.prompt.stop - self.prompt.start
+        keys = torch.arange(lead + self.width, device=self.places.device)
+        behind = keys[lead:, None] - keys[None, :]
+        seen = behind >= 0
+        return seen if window is None else seen & (behind < window)
 
 
 @dataclass
 class SharedRow:
     """What the attention has to know about one row, on the model's device."""
 
-    prompts: Sequence[slice]
-    groups: Sequence[_Group]
-    longest: int
+    prompts: Sequence[_Group]
+    responses: Sequence[_Group]
     calls: int = field(default=0)
 
 
@@ -73,32 +82,31 @@ _current: ContextVar[SharedRow | None] = ContextVar("forcegauge_shared_row", def
 def shared_row(blocks: Sequence[Block], device: torch.device) -> SharedRow:
     """The row that these blocks make; responses of a block are grouped by the binary order of
     their length, so that padding at most doubles the (small) work of attention."""
-    groups = []
+    prompts, responses = [], []
     for block in blocks:
+        end = block.start + block.prompt
+        prompts.append(_group(slice(0, 0), [block.start], [block.prompt], device))
         orders = sorted({length.bit_length() for length in block.lengths if length})
         for order in orders:
             mine = [i for i, length in enumerate(block.lengths) if length.bit_length() == order]
-            groups.append(_group(block, mine, device))
-    prompts = [slice(block.start, block.start + block.prompt) for block in blocks]
-    longest = max(block.prompt + max(block.lengths) for block in blocks)
-    return SharedRow(prompts, groups, longest)
+            starts, lengths = ([of[i] for i in mine] for of in (block.starts, block.lengths))
+            responses.append(_group(slice(block.start, end), starts, lengths, device))
+    return SharedRow(prompts, responses)
 
 
-def _group(block: Block, members: Sequence[int], device: torch.device) -> _Group:
-    lengths = np.array([block.lengths[i] for i in members])
-    width = int(lengths.max())
-    ranks: IntArray = np.arange(width)
-    real = ranks[None, :] < lengths[:, None]
-    starts = np.array([block.starts[i] for i in members])
-    places = starts[:, None] + np.minimum(ranks[None, :], lengths[:, None] - 1)
-    visible = np.concatenate([np.ones((width, block.prompt)), np.tri(width)], axis=1)
+def _group(
+    prompt: slice, starts: Sequence[int], lengths: Sequence[int], device: torch.device
+) -> _Group:
+    sizes, ranks = np.array(lengths)[:, None], np.arange(max(lengths))[None, :]
+    places = np.array(starts)[:, None] + np.minimum(ranks, sizes - 1)
+    real = np.flatnonzero(ranks < sizes)
     return _Group(
-        slice(block.start, block.start + block.prompt),
+        prompt,
         torch.from_numpy(places.reshape(-1)).to(device),
-        torch.from_numpy(np.flatnonzero(real)).to(device),
-        torch.from_numpy(places[real]).to(device),
-        torch.from_numpy(visible.astype(bool)).to(device),
-        len(members),
+        torch.from_numpy(real).to(device),
+        torch.from_numpy(places.reshape(-1)[real]).to(device),
+        width=max(lengths),
+        count=len(lengths),
     )
 
 
@@ -141,29 +149,35 @@ def shared_prompt_attention(
     row = _current.get()
     if row is None:
         raise AttentionError("it is not called by a scoring pass")
-    _refuse_unknown(module, query, attention_mask, dropout, row, kwargs)
+    _refuse_unknown(module, query, attention_mask, dropout, kwargs)
     row.calls += 1
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    cap = kwargs.get("softcap")
+    rule = _Rule(
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        kwargs.get("sliding_window"),
+        kwargs.get("softcap"),
+        kwargs.get("s_aux"),
+    )
     out = value.new_zeros(1, query.shape[1], query.shape[2], value.shape[-1])
-    for part in row.prompts:
-        q, k, v = query[:, :, part], key[:, :, part], value[:, :, part]
-        out[:, :, part] = _causal(q, k, v, scale, cap)
-    for group in row.groups:
-        found = _responses(group, query, key, value, scale, cap)
-        out.index_copy_(2, group.into, found.index_select(2, group.real))
+    for group in (*row.prompts, *row.responses):
+        found = _attend(group, query, key, value, rule)
+        out.index_copy_(2, group.into, found)
     return out.transpose(1, 2), None
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """What a layer does besides: scale, window in tokens, soft-cap, logits of attention sinks."""
+
+    scale: float
+    window: int | None
+    cap: float | None
+    sinks: Tensor | None
+
+
 def _refuse_unknown(
-    module: nn.Module,
-    query: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    row: SharedRow,
-    kwargs: dict[str, Any],
+    module: nn.Module, query: Tensor, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]
 ) -> None:
-    unknown = [name for name, v in kwargs.items() if v is not None and name not in _HARMLESS]
+    unknown = [name for name, v in kwargs.items() if v is not None and name not in _KNOWN]
     if unknown:
         raise AttentionError(f"attention with {unknown[0]} is not known")
     if mask is not None or query.shape[0] != 1:
@@ -173,53 +187,59 @@ def _refuse_unknown(
     causal = kwargs.get("is_causal")
     if not (getattr(module, "is_causal", True) if causal is None else causal):
         raise AttentionError("attention is not causal")
-    window = kwargs.get("sliding_window")
-    if window is not None and row.longest > window:
-        raise AttentionError(f"a sequence is longer than the attention window of {window}")
 
 
-def _responses(
-    group: _Group, query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float | None
+def _attend(group: _Group, query: Tensor, key: Tensor, value: Tensor, rule: _Rule) -> Tensor:
+    """Attention of one group's real tokens, [1, heads, real, size]."""
+    lead = group.prompt.stop - group.prompt.start
+    open_window = rule.window is None or lead + group.width <= rule.window
+    if not lead and open_window and rule.cap is None and rule.sinks is None:
+        q, k, v = (tensor.index_select(2, group.into) for tensor in (query, key, value))
+        shared = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=rule.scale, enable_gqa=shared
+        )
+    visible = group.visible(None if open_window else rule.window)
+    return _behind_prompt(group, query, key, value, visible, rule)
+
+
+def _behind_prompt(
+    group: _Group, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, rule: _Rule
 ) -> Tensor:
-    """Responses of one group, [1, heads, count * width, size]. Query heads that share a key head
-    are put behind each other as queries of that head, so that keys are not repeated for them."""
-    count, width = group.count, len(group.visible)
+    """Query heads that share a key head are put behind each other as queries of that head, so
+    that keys are not repeated for them."""
     heads, fold = key.shape[1], query.shape[1] // key.shape[1]
     q = query.index_select(2, group.places)[0].unflatten(0, (heads, fold))
-    q = q.unflatten(2, (count, width)).permute(2, 0, 1, 3, 4).flatten(2, 3)
-    k, v = (_behind_prompt(tensor, group) for tensor in (key, value))
-    found = _attend(q, k, v, group.visible.repeat(fold, 1), scale, cap)
-    rows: Tensor = found.unflatten(2, (fold, width)).permute(1, 2, 0, 3, 4)
-    return rows.flatten(2, 3).flatten(0, 1).unsqueeze(0)
+    q = q.unflatten(2, (group.count, group.width)).permute(2, 0, 1, 3, 4).flatten(2, 3)
+    k, v = (_with_prompt(tensor, group) for tensor in (key, value))
+    seen = visible.repeat(fold, 1)
+    if rule.cap is None and rule.sinks is None:
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=rule.scale)
+    else:
+        found = _weights(q, k, seen, rule).to(v.dtype).matmul(v)
+    rows: Tensor = found.unflatten(2, (fold, group.width)).permute(1, 2, 0, 3, 4)
+    return rows.flatten(2, 3).flatten(0, 1).index_select(1, group.real).unsqueeze(0)
 
 
-def _behind_prompt(tensor: Tensor, group: _Group) -> Tensor:
-    """Keys or values of each response behind those of the prompt, [count, heads, tokens, size]."""
+def _with_prompt(tensor: Tensor, group: _Group) -> Tensor:
+    """Keys or values of each text behind those of the prompt, [count, heads, keys, size]."""
     prompt = tensor[:, :, group.prompt].expand(group.count, -1, -1, -1)
     own = tensor.index_select(2, group.places)[0].unflatten(1, (group.count, -1)).transpose(0, 1)
     return torch.cat([prompt, own], dim=2)
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None) -> Tensor:
-    shared = q.shape[1] != k.shape[1]
-    if cap is None:
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, enable_gqa=shared
-        )
-    fold = q.shape[1] // k.shape[1]
-    k, v = (tensor.repeat_interleave(fold, dim=1) for tensor in (k, v))
-    visible = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
-    return _attend(q, k, v, visible, scale, cap)
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, cap: float | None
-) -> Tensor:
-    if cap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
-    scores: Tensor = torch.tanh(q @ k.transpose(2, 3) * (scale / cap)) * cap
-    weights: Tensor = scores.masked_fill(~visible, -torch.inf).softmax(-1, dtype=torch.float32)
-    return torch.matmul(weights.to(v.dtype), v)
+def _weights(q: Tensor, k: Tensor, seen: Tensor, rule: _Rule) -> Tensor:
+    """Attention weights where soft-capping or sinks leave no fused kernel, in float32."""
+    scores = q.matmul(k.transpose(2, 3)).float() * rule.scale
+    if rule.cap is not None:
+        scores = torch.tanh(scores / rule.cap) * rule.cap
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if rule.sinks is None:
+        return scores.softmax(-1)
+    heads, fold = k.shape[1], len(rule.sinks) // k.shape[1]
+    sinks = rule.sinks.float().view(1, heads, fold, 1).expand(-1, -1, -1, q.shape[2] // fold)
+    column = sinks.reshape(1, heads, -1, 1).expand(len(q), -1, -1, -1)
+    return torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
 
 
 AttentionInterface.register(NAME, shared_prompt_attention)

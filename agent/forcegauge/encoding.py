@@ -119,11 +119,14 @@ def encode_probes(
 
 
 def check_fits(
-    sequences: Sequence[TokenSequence], probe_set: ProbeSet, context: int | None, vocabulary: int
+    sequences: Sequence[TokenSequence],
+    probe_set: ProbeSet,
+    context: int | None,
+    vocabulary: int | None,
 ) -> None:
     """Raise `InputError` for a sequence that the model cannot take.
 
-    ``context`` is the model's context in tokens, None when it has no limit.
+    ``context`` is the model's context and ``vocabulary`` its size in tokens, None where unknown.
     """
     for item in sequences:
         if context is not None and len(item) > context:
@@ -133,7 +136,7 @@ def check_fits(
                 fix="set --max-prompt-tokens and --max-response-tokens (max_prompt_tokens, "
                 "max_response_tokens), or shorten the probe",
             )
-        if max(*item.prompt, *item.response) >= vocabulary:
+        if vocabulary is not None and max(*item.prompt, *item.response) >= vocabulary:
             raise InputError(
                 f"the tokenizer gives token {max(*item.prompt, *item.response)} and the model "
                 f"knows {vocabulary} tokens",

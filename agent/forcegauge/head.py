@@ -55,9 +55,14 @@ class Head:
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [rows, vocab] of hidden states [rows, hidden]. The head's hooks are not
         run again: this is called from one of them, when sharded weights are already gathered."""
+        return self._after(self.raw(hidden))
+
+    def raw(self, hidden: Tensor) -> Tensor:
+        """What the head's module makes of hidden states, in the type that it does."""
         if self.module is None:
             raise HeadError("the model names no output head")
-        return self._after(self.module.forward(hidden))
+        z: Tensor = self.module.forward(hidden)
+        return z
 
     def statistics(self, hidden: Tensor, targets: Tensor) -> Statistics:
         """Statistics of rows from their hidden states [rows, hidden], a tile of logits at a time
@@ -156,7 +161,20 @@ def _read_in_head(
     return found, output
 
 
-def agrees(model: nn.Module, head: Head, inputs: Mapping[str, Any]) -> bool:
+def working_dtype(model: nn.Module, head: Head, inputs: Mapping[str, Any]) -> torch.dtype:
+    """What logits are computed in: shorter than the weights where the model's forward autocasts."""
+    found = [next(model.parameters()).dtype]
+
+    def look(hidden: Tensor) -> Tensor:
+        found.append(head.raw(hidden[:1]).dtype)
+        return hidden[:1]
+
+    with replaced_hidden(head, look):
+        model(**inputs)
+    return found[-1]
+
+
+def agrees(model: nn.Module, head: Head, inputs: Mapping[str, Any], dtype: torch.dtype) -> bool:
     """Whether `Head.logits` is what the model itself makes of the same hidden states, also where
     these are large, so that soft-capping shows."""
     ours: list[Tensor] = []
@@ -171,6 +189,5 @@ def agrees(model: nn.Module, head: Head, inputs: Mapping[str, Any]) -> bool:
         theirs = own_logits(model(**inputs)).float()
     if not ours or ours[0].shape != theirs.shape:
         return False
-    weight = next((part for part in model.parameters()), theirs)
-    tolerance = 64 * torch.finfo(weight.dtype).eps
+    tolerance = 64 * torch.finfo(dtype).eps
     return torch.allclose(ours[0], theirs, rtol=tolerance, atol=tolerance, equal_nan=True)

@@ -107,9 +107,9 @@ class Scorer:
         return self._choice.reading if self._choice else None
 
     def _prepare(self, model: nn.Module) -> Choice:
-        inner: Any = heads.inner_model(model) or model
-        context = getattr(heads.text_config(model), "max_position_embeddings", None)
-        vocabulary = inner.get_input_embeddings().num_embeddings
+        config = heads.text_config(model)
+        context = getattr(config, "max_position_embeddings", None)
+        vocabulary = getattr(config, "vocab_size", None)
         check_fits(self.sequences, self.probe_set, context, vocabulary)
         if self._choice is None:
             self._choice = ways.choose(model, self.sequences, self.token_budget)

@@ -146,11 +146,12 @@ def choose(model: nn.Module, sequences: Sequence[TokenSequence], budget: int) ->
             found[slots] = run(model, head, batch, reading)["logprob"].to(found.dtype)
         return _distance(found, truth)
 
-    noise, worst = distance("padded", "logits"), _worst(model)
+    dtype = _working_dtype(model, head, few[0])
+    noise, worst = distance("padded", "logits"), _WORST.get(dtype, _WORST_SHORT)
     base: Way = "padded" if noise <= worst else "single"
     near = max(TOLERANCE, min(4 * noise, worst))
     readings: list[tuple[Way, Reading]] = [(base, "head"), (base, "rows")]
-    if not _works(lambda: heads.agrees(model, head, _bare(model, few[0])), "head"):
+    if not _works(lambda: heads.agrees(model, head, _bare(model, few[0]), dtype), "head"):
         readings = readings[1:]
     reading = _first(readings, (base, "logits"), lambda c: distance(*c) <= near)[1]
     ways: list[tuple[Way, Reading]] = [("shared", reading), ("cached", reading)]
@@ -192,8 +193,11 @@ def _works(check: Callable[[], bool], name: str) -> bool:
     return held
 
 
-def _worst(model: nn.Module) -> float:
-    return _WORST.get(next(model.parameters()).dtype, _WORST_SHORT)
+def _working_dtype(model: nn.Module, head: Head, item: TokenSequence) -> torch.dtype:
+    try:
+        return heads.working_dtype(model, head, _bare(model, item))
+    except HeadError:
+        return next(model.parameters()).dtype
 
 
 def _distance(found: Tensor, truth: Tensor) -> float:
