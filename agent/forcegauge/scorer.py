@@ -71,7 +71,7 @@ class Scorer:
         square of the differences of their per-token means. The mean over them changes by less."""
         choice, few = self._prepare(model), self._few()
         plain: Way = "padded" if choice.way != "padded" else "single"
-        other = Choice(plain, choice.reading)
+        other = Choice(plain, choice.reading, choice.budget)
         first, second = (self._values(model, how, few)["logprob"] for how in (choice, other))
         difference = first.astype(np.float64) - second
         starts = offsets(few)
@@ -125,7 +125,7 @@ class Scorer:
         """Per-token statistics as flat arrays, whatever the order of the batches."""
         head, total = heads.head_of(model), int(offsets(sequences)[-1])
         values: dict[str, Any] = {}
-        for batch in ways.batches(choice.way, sequences, self.token_budget):
+        for batch in ways.batches(choice.way, sequences, choice.budget):
             found = ways.run(model, head, batch, choice.reading)
             for name, tensor in found.items():
                 flat = values.setdefault(name, np.full(total, np.nan, dtype=np.float32))

@@ -43,6 +43,8 @@ _WORST = {torch.float32: 0.01, torch.float64: 0.01}
 _WORST_SHORT = 1.0
 # Nats by which batching may change a token: with TF32, and in bfloat16 or float16.
 
+_WHOLE_LOGITS = 1 << 27  # logits that may be held at once where they come whole, 512 MiB
+
 _FAILURES = (
     HeadError,
     AttentionError,
@@ -56,10 +58,11 @@ _FAILURES = (
 
 @dataclass(frozen=True)
 class Choice:
-    """How a model is scored."""
+    """How a model is scored, and with how many tokens at a time."""
 
     way: Way
     reading: Reading
+    budget: int
 
 
 def batches(way: Way, sequences: Sequence[TokenSequence], budget: int) -> Iterator[AnyBatch]:
@@ -137,6 +140,7 @@ def choose(model: nn.Module, sequences: Sequence[TokenSequence], budget: int) ->
     """The fastest way and reading whose log-probs are those of single sequences, unpadded, with
     the model's own logits. It costs about six small forwards; the log says what was chosen."""
     few, head = _sample(sequences), heads.head_of(model)
+    bare = _bare(model, few[0])
     truth = torch.cat([_plainest(model, item) for item in few])
 
     def distance(way: Way, reading: Reading) -> float:
@@ -147,17 +151,27 @@ def choose(model: nn.Module, sequences: Sequence[TokenSequence], budget: int) ->
         return _distance(found, truth)
 
     dtype = _working_dtype(model, head, few[0])
-    noise, worst = distance("padded", "logits"), _WORST.get(dtype, _WORST_SHORT)
-    base: Way = "padded" if noise <= worst else "single"
-    near = max(TOLERANCE, min(4 * noise, worst))
-    readings: list[tuple[Way, Reading]] = [(base, "head"), (base, "rows")]
-    if not _works(lambda: heads.agrees(model, head, _bare(model, few[0]), dtype), "head"):
+    worst = _WORST.get(dtype, _WORST_SHORT)
+    readings: list[Reading] = ["head", "rows", "logits"]
+    if not _works(lambda: heads.agrees(model, head, bare, dtype), "head"):
         readings = readings[1:]
-    reading = _first(readings, (base, "logits"), lambda c: distance(*c) <= near)[1]
-    ways: list[tuple[Way, Reading]] = [("shared", reading), ("cached", reading)]
-    way = _first(ways, (base, reading), lambda c: distance(*c) <= near)[0]
+    plain: list[tuple[Way, Reading]] = [("padded", reading) for reading in readings]
+    plain += [("single", reading) for reading in readings]
+    base, reading = _first(plain, ("single", "logits"), lambda c: distance(*c) <= worst)
+    noise = distance(base, reading)
+    near = max(TOLERANCE, min(4 * noise, worst))
+    fast: list[tuple[Way, Reading]] = [("shared", reading), ("cached", reading)]
+    way = _first(fast, (base, reading), lambda c: distance(*c) <= near)[0]
+    if noise > TOLERANCE:
+        logger.info("batching alone changes a token's log-prob by up to %.1e nats", noise)
     _say(way, reading, slow=way == base or reading == "logits")
-    return Choice(way, reading)
+    return Choice(way, reading, _affordable(model, reading, budget))
+
+
+def _affordable(model: nn.Module, reading: Reading, budget: int) -> int:
+    """Tokens of a forward; fewer where the logits of all of them are held."""
+    vocabulary = getattr(heads.text_config(model), "vocab_size", None) or _WHOLE_LOGITS
+    return budget if reading == "head" else max(1, min(budget, _WHOLE_LOGITS // vocabulary))
 
 
 def _say(way: Way, reading: Reading, *, slow: bool) -> None:
@@ -214,9 +228,11 @@ def _bare(model: nn.Module, item: TokenSequence) -> dict[str, Any]:
 
 def _plainest(model: nn.Module, item: TokenSequence) -> Tensor:
     """Log-probs [tokens] of one response: one sequence, log_softmax of all its logits."""
-    logits = heads.own_logits(model(**_bare(model, item)))
+    count = len(item.response)
+    few = heads.accepted(model, {"logits_to_keep": count + 1})
+    logits = heads.own_logits(model(**_bare(model, item), **few))
     targets = torch.tensor(item.response, device=logits.device)
-    predicting = logits[len(item.prompt) - 1 : -1].float().log_softmax(-1)
+    predicting = logits[-count - 1 : -1].float().log_softmax(-1)
     return predicting.gather(1, targets[:, None])[:, 0]
 
 

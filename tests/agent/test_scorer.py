@@ -376,5 +376,7 @@ def test_a_real_models_log_probs_are_those_of_the_plain_way(smollm2: Path) -> No
     from forcegauge.loading import load_model, load_tokenizer
 
     model, tokenizer = load_model(str(smollm2)), load_tokenizer(str(smollm2))
-    found = scored_logprobs(Scorer(PROBES, tokenizer, append_eos=True), model)
+    scorer = Scorer(PROBES, tokenizer, append_eos=True)
+    found = scored_logprobs(scorer, model)
     assert_same(found, plain_logprobs(model, tokenizer, PROBES, eos=True, side="left"))
+    assert (scorer.way, scorer.reading) == ("shared", "head")
