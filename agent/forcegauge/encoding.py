@@ -40,7 +40,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt | Sequence[Mapping[str, str]]) 
             return [int(token)]
     raise InputError(
         "an empty prompt needs a BOS or EOS token and the tokenizer has neither",
-        fix="give the prompt a text",
+        fix="Give the prompt a text",
         field="prompt",
     )
 
@@ -49,7 +49,7 @@ def _encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> l
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             "the prompts are chat messages and the tokenizer has no chat template",
-            fix="use plain text prompts, or a tokenizer with a chat template",
+            fix="Use plain text prompts, or a tokenizer with a chat template",
             field="prompt",
         )
     ids = tokenizer.apply_chat_template(
@@ -82,7 +82,7 @@ def encode_response(tokenizer: Any, text: str, *, append_eos: bool = False) -> l
     if not append_eos:
         return ids
     if tokenizer.eos_token_id is None:
-        raise InputError("the tokenizer has no EOS token", fix="leave out --append-eos")
+        raise InputError("the tokenizer has no EOS token", fix="Leave out --append-eos")
     return [*ids, int(tokenizer.eos_token_id)]
 
 
@@ -110,7 +110,7 @@ def encode_probes(
             if not kept or (append_eos and len(ids) == 1):
                 raise InputError(
                     f"probe {probe.id!r}: the response has no tokens",
-                    fix="give it a text or leave it out",
+                    fix="Give it a text or leave it out",
                     field=name,
                 )
             eos = append_eos and len(kept) == len(ids)
@@ -133,12 +133,12 @@ def check_fits(
             raise InputError(
                 f"probe {probe_set.probes[item.probe].id!r}, {probe_set.types[item.type]}: prompt "
                 f"and response have {len(item)} tokens and the model's context is {context}",
-                fix="set --max-prompt-tokens and --max-response-tokens (max_prompt_tokens, "
+                fix="Set --max-prompt-tokens and --max-response-tokens (max_prompt_tokens, "
                 "max_response_tokens), or shorten the probe",
             )
         if vocabulary is not None and max(*item.prompt, *item.response) >= vocabulary:
             raise InputError(
                 f"the tokenizer gives token {max(*item.prompt, *item.response)} and the model "
                 f"knows {vocabulary} tokens",
-                fix="use the model's own tokenizer",
+                fix="Use the model's own tokenizer",
             )

@@ -52,7 +52,7 @@ def pick_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(
             f"{name!r} is no device of this machine",
-            fix="use cpu, cuda or cuda:N",
+            fix="Use cpu, cuda or cuda:N",
             field="--device",
         ) from None
     return device
@@ -66,7 +66,7 @@ def load_tokenizer(name: str) -> Any:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"no tokenizer could be loaded ({_first_line(error)})",
-            fix="save the model's tokenizer into the same folder (tokenizer.save_pretrained)",
+            fix="Save the model's tokenizer into the same folder (tokenizer.save_pretrained)",
             file=name,
         ) from None
 
@@ -78,7 +78,7 @@ def load_model(
 
     Raises `InputError` for what is missing, is no causal language model, or lacks weights.
     """
-    _check_causal(name)
+    check_causal(name)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=DTYPES[dtype], output_loading_info=True
@@ -86,7 +86,7 @@ def load_model(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"the model could not be loaded ({_first_line(error)})",
-            fix="give the folder of a causal language model saved with save_pretrained, or its name"
+            fix="Give the folder of a causal language model saved with save_pretrained, or its name"
             " on the model hub",
             file=name,
         ) from None
@@ -94,7 +94,7 @@ def load_model(
     if missing := sorted(info.get("missing_keys", ())):
         raise InputError(
             f"the model's files lack {len(missing)} weights, {missing[0]} among them",
-            fix="give a complete checkpoint of a causal language model",
+            fix="Give a complete checkpoint of a causal language model",
             file=name,
         )
     found: PreTrainedModel = model.to(device).eval()
@@ -106,22 +106,23 @@ def _check_folder(name: str) -> None:
     folder = Path(name)
     looks_local = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if not folder.exists() and (looks_local or not name):
-        raise InputError("no such model folder", fix="check the path", file=name)
+        raise InputError("no such model folder", fix="Check the path", file=name)
     if folder.exists() and not folder.is_dir():
-        raise InputError("a model is a folder and this is a file", fix="give its folder", file=name)
+        raise InputError("a model is a folder and this is a file", fix="Give its folder", file=name)
     files = ("config.json", "adapter_config.json")
     if folder.is_dir() and not any((folder / file).exists() for file in files):
         raise InputError(
             "the folder holds no model (no config.json)",
-            fix="give a folder written by save_pretrained, or one of checkpoint-N folders",
+            fix="Give a folder written by save_pretrained, or one of checkpoint-N folders",
             file=name,
         )
     adapter = folder / "adapter_config.json"
     if adapter.exists() and importlib.util.find_spec("peft") is None:
-        raise InputError("the model is an adapter", fix="install peft", file=name)
+        raise InputError("the model is an adapter", fix="Install peft", file=name)
 
 
-def _check_causal(name: str) -> None:
+def check_causal(name: str) -> None:
+    """Raise `InputError` for a name that stands for no causal language model, before loading it."""
     _check_folder(name)
     if (Path(name) / "adapter_config.json").exists():
         return
@@ -130,14 +131,14 @@ def _check_causal(name: str) -> None:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"no model could be found ({_first_line(error)})",
-            fix="check the folder or the name; a name needs access to the model hub",
+            fix="Check the folder or the name; a name needs access to the model hub",
             file=name,
         ) from None
     kinds = getattr(config, "architectures", None) or []
     if config.is_encoder_decoder or (kinds and all(k.endswith(_OTHER_HEADS) for k in kinds)):
         raise InputError(
             f"{', '.join(kinds) or config.model_type} is no causal language model",
-            fix="give a model that continues text (its class ends with ForCausalLM)",
+            fix="Give a model that continues text (its class ends with ForCausalLM)",
             file=name,
         )
 

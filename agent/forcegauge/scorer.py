@@ -45,7 +45,7 @@ class Scorer:
         token_budget: int = TOKEN_BUDGET,
     ) -> None:
         if not len(probe_set):
-            raise InputError("the probe set is empty", fix="give it at least one probe")
+            raise InputError("the probe set is empty", fix="Give it at least one probe")
         self.probe_set = probe_set
         self.token_budget = token_budget
         self.sequences: Sequence[TokenSequence] = encode_probes(

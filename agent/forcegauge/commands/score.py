@@ -60,8 +60,12 @@ def score(models: tuple[str, ...], probes: str, output: str, **settings: Any) ->
     """
     probe_set = ProbeSet.load(probes)
     lines, there = read_scored(output, probe_set)
+    from transformers.utils.logging import disable_progress_bar
+
     from forcegauge.loading import checkpoints, pick_device
 
+    # Their bars would tear the one below.
+    disable_progress_bar()
     names = list(dict.fromkeys(name for given in models for name in checkpoints(given)))
     todo = [name for name in names if name not in there]
     pick_device(settings["device"])
@@ -83,9 +87,10 @@ def score_model(
     advance: Callable[[int], None],
 ) -> Scores:
     """Load one model with its tokenizer and score the probe set with it."""
-    from forcegauge.loading import load_model, load_tokenizer, pick_device
+    from forcegauge.loading import check_causal, load_model, load_tokenizer, pick_device
     from forcegauge.scorer import Scorer
 
+    check_causal(name)
     scorer = Scorer(
         probe_set,
         load_tokenizer(name),
@@ -127,7 +132,7 @@ def read_scored(path: str, probe_set: ProbeSet) -> tuple[list[str], set[str]]:
     asked = {(probe.id, name) for probe in probe_set.probes for name in probe.responses}
     if any(scored != asked for scored in found.values()):
         raise InputError(
-            "holds scores of other probes", fix="write to another file", file=path, field="-o"
+            "holds scores of other probes", fix="Write to another file", file=path, field="-o"
         )
     return lines, set(found)
 
@@ -138,16 +143,16 @@ def _scored_row(line: str, path: str, number: int) -> Mapping[str, str]:
         return {name: str(row[name]) for name in ("model", "id", "response_type")}
     except (ValueError, KeyError, TypeError):
         raise InputError(
-            "is no line of scores", fix="write to another file", file=path, line=number
+            "is no line of scores", fix="Write to another file", file=path, line=number
         ) from None
 
 
 def _check_writable(path: Path) -> None:
     folder = path.parent
     if path.is_dir():
-        raise InputError("is a folder, not a file", fix="name a file in it", file=path, field="-o")
+        raise InputError("is a folder, not a file", fix="Name a file in it", file=path, field="-o")
     if not folder.is_dir():
-        fix = f"make {folder} first"
+        fix = f"Make {folder} first"
         raise InputError("its folder does not exist", fix=fix, file=path, field="-o")
     if not os.access(folder, os.W_OK):
         raise InputError("its folder cannot be written to", file=path, field="-o")
