@@ -63,6 +63,8 @@ ALARMS = (
         (
             Condition("squeeze_excess_nats", 0.5),
             Condition("squeezed_probes_ratio", 0.25),
+            # where chosen gains what the others lose, the push-down does its work: that is learning
+            Condition("unearned_fall_nats", 0.3),
         ),
         3,
         "Answers that nobody trains on lose mass and the likeliest tokens gain it: the push on "

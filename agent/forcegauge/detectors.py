@@ -241,6 +241,7 @@ LABELS = {
     "squeeze_nats": "squeeze index",
     "squeeze_excess_nats": "squeeze beyond sharpening",
     "squeezed_probes_ratio": "probes squeezed",
+    "unearned_fall_nats": "untrained answers lost, beyond what chosen gained,",
     "joint_fall_nats": "chosen and untrained answers both fell by",
     "chosen_change_nats": "chosen answers moved",
     "untrained_change_nats": "untrained answers moved",

@@ -197,12 +197,14 @@ def _preference(scores: Scores, baseline: Scores, noise: Mapping[str, float]) ->
     margin = _mean(_margin(scores))
     margin_change = _mean(_margin(scores) - _margin(baseline))
     chosen = _mean_change(scores, baseline, "logprob_mean", "chosen")
+    untrained = _over_types(scores, baseline, "logprob_mean", UNTRAINED_NATURAL)
     tau = threshold(max(noise.get("chosen", 0.0), noise.get("rejected", 0.0)))
     return {
         "preference_margin_nats": margin,
         "displacement_nats": max(0.0, -chosen) if margin_change > tau else np.nan,
         "chosen_change_nats": chosen,
-        "untrained_change_nats": _over_types(scores, baseline, "logprob_mean", UNTRAINED_NATURAL),
+        "untrained_change_nats": untrained,
+        "unearned_fall_nats": -untrained - max(0.0, chosen),
     }
 
 

@@ -12,12 +12,14 @@ from forcegauge.detectors import Detector, Judgement
 SQUEEZED = {
     "squeeze_excess_nats": 0.9,
     "squeezed_probes_ratio": 0.6,
+    "unearned_fall_nats": 0.9,
     "chosen_change_nats": -0.05,
     "untrained_change_nats": -0.9,
 }
 CALM = {
     "squeeze_excess_nats": 0.1,
     "squeezed_probes_ratio": 0.0,
+    "unearned_fall_nats": -0.05,
     "chosen_change_nats": 0.4,
     "untrained_change_nats": 0.05,
 }
@@ -146,3 +148,8 @@ def test_measured_forces_overrule_what_the_loss_is_said_to_do() -> None:
     assert run([pushed] * 3, pushes_down=False)[-1].verdict == "squeezing"
     still = {**SQUEEZED, "force_down_norm": 0.0}
     assert run([still] * 3, pushes_down=True)[-1].verdict == "learning"
+
+
+def test_untrained_answers_that_lose_only_what_chosen_gains_are_learning() -> None:
+    earned = {**SQUEEZED, "chosen_change_nats": 0.8, "unearned_fall_nats": 0.1}
+    assert run([earned] * 6)[-1].verdict == "learning"

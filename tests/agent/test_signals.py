@@ -166,3 +166,11 @@ def test_summary_holds_quantiles_and_leaves_out_what_is_not_defined() -> None:
         "n": 3,
     }
     assert "eos_logprob" not in summary["chosen"]
+
+
+def test_an_unearned_fall_is_what_untrained_answers_lose_beyond_the_gain_of_chosen() -> None:
+    base = scores()
+    fall = dict.fromkeys(TYPES[2:9], -1.0)
+    for gain, unearned in ((0.4, 0.6), (-0.4, 1.0)):
+        later = scores(logprob_mean=moved(base, "logprob_mean", chosen=gain, **fall))
+        assert signals(later, base, {})["unearned_fall_nats"] == pytest.approx(unearned)
