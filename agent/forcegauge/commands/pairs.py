@@ -1,0 +1,219 @@
+"""`forcegauge pairs`: preference pairs ranked before any training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forcegauge.errors import InputError
+from forcegauge.textfiles import check_target
+
+if TYPE_CHECKING:
+    from forcegauge.pairs import PairMeter, TokenPair
+    from forcegauge.pairs_file import Ranking
+    from forcegauge.pairs_input import Pair, Pairs
+
+Window = list[tuple["Pair", "TokenPair"]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every pair of one call is measured with."""
+
+    device: str | None
+    dtype: str
+    max_prompt_tokens: int | None
+    max_response_tokens: int | None
+
+
+@click.command()
+@click.argument("dataset")
+@click.option("--model", required=True, metavar="DIR|NAME", help="The model before the training.")
+@click.option(
+    "-o", "--output", metavar="OUT.jsonl", help="The ranking.  [default: DATASET.ranked.jsonl here]"
+)
+@click.option("--split", metavar="NAME", help="Split of a Hub dataset.  [default: train]")
+@click.option("--subset", metavar="NAME", help="Configuration of a Hub dataset that has several.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Rows shown."
+)
+@click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; the GPU where there is one.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
+@click.option("--max-prompt-tokens", type=click.IntRange(min=1), help="Keep a prompt's end.")
+@click.option("--max-response-tokens", type=click.IntRange(min=1), help="Keep a response's start.")
+def pairs(
+    dataset: str,
+    model: str,
+    output: str | None,
+    split: str | None,
+    subset: str | None,
+    top: int,
+    **settings: Any,
+) -> None:
+    """Rank the preference pairs of DATASET by how much training on them would displace.
+
+    DATASET is a JSONL, CSV or Parquet file, a folder, or the name of a Hub dataset, in the shapes
+    that TRL documents. The first pairs of the ranking are those whose chosen answer a preference
+    loss such as DPO is likeliest to lower. What was interrupted goes on when called again. A page
+    with the ranking is written beside OUT.
+    """
+    target = output or f"{Path(dataset.rstrip('/')).stem or 'pairs'}.ranked.jsonl"
+    _check_output(target, dataset)
+    from forcegauge.pairs_input import is_dataset, read_pairs
+
+    if is_dataset(dataset):
+        click.echo(f"Loading {dataset} ...")
+    found = read_pairs(dataset, split=split, subset=subset)
+    usable = [pair for pair in found.pairs if "rejected" in pair.responses]
+    if not usable:
+        fix = "Give a dataset with chosen and rejected answers"
+        raise InputError("no row has a rejected answer", fix=fix, file=dataset)
+    there, left_out = measure_all(target, model, usable, Settings(**settings))
+    _finish(target, dataset, model, found, top, there, left_out)
+
+
+def _check_output(target: str, dataset: str) -> None:
+    check_target(target)
+    if Path(target).exists() and Path(dataset).exists() and Path(dataset).samefile(target):
+        raise InputError("is the dataset itself", fix="Write to another file", file=target)
+    if _page_path(target) == Path(target):
+        raise InputError("is where the page goes", fix="Name a .jsonl file", file=target)
+    check_target(_page_path(target))
+
+
+def _page_path(target: str) -> Path:
+    return Path(target).with_suffix(".html")
+
+
+def measure_all(
+    target: str, name: str, usable: Sequence[Pair], settings: Settings
+) -> tuple[int, dict[str, list[str]]]:
+    """Add a line for every pair that the file lacks; returns how many were there already, and the
+    ids of those that were left out, by reason."""
+    from forcegauge.loading import load_model, load_tokenizer, pick_device
+    from forcegauge.pairs import PairMeter, weights_hash
+    from forcegauge.pairs_file import add_rows, read_measured
+
+    device = pick_device(settings.device)
+    tokenizer = load_tokenizer(name)
+    model = load_model(name, dtype=settings.dtype, device=device)
+    run = [weights_hash(model), settings.max_prompt_tokens, settings.max_response_tokens]
+    hashes = {pair.id: _pair_hash(run, pair) for pair in usable}
+    there = read_measured(target, name, hashes)
+    left_out: dict[str, list[str]] = {}
+    meter = None
+    with _progress(len(usable)) as advance:
+        for window, passed in _windows(model, tokenizer, usable, settings, left_out):
+            meter = meter or PairMeter(model, [tokens for _, tokens in window])
+            # Measured whole even when a part is there: other batches would change the last digits.
+            if any(pair.id not in there for pair, _ in window):
+                rows = _rows(meter, window, name, hashes)
+                add_rows(target, (row for row in rows if row["id"] not in there))
+            advance(passed)
+    if meter is None:
+        fix = "Set --max-prompt-tokens and --max-response-tokens"
+        raise InputError(f"no pair can be measured: {next(iter(left_out))}", fix=fix)
+    return len(there), left_out
+
+
+def _rows(
+    meter: PairMeter, window: Window, name: str, hashes: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    found = meter.measure([tokens for _, tokens in window])
+    for (pair, _), values in zip(window, found, strict=True):
+        yield {"id": pair.id, "model": name, **asdict(values), "hash": hashes[pair.id]}
+
+
+def _windows(
+    model: Any,
+    tokenizer: Any,
+    usable: Sequence[Pair],
+    settings: Settings,
+    left_out: dict[str, list[str]],
+) -> Iterator[tuple[Window, int]]:
+    """Neighbouring pairs of at most `TOKEN_BUDGET` tokens and how many were passed; the same in
+    every call, so that a continued ranking has the numbers of one that was not interrupted."""
+    from forcegauge.pairs import TOKEN_BUDGET, encode_pair, unfit
+
+    window: Window = []
+    size = passed = 0
+    limits = {
+        "max_prompt_tokens": settings.max_prompt_tokens,
+        "max_response_tokens": settings.max_response_tokens,
+    }
+    for pair in usable:
+        tokens = encode_pair(tokenizer, pair, **limits)
+        reason = unfit(tokens, model)
+        if reason:
+            left_out.setdefault(reason, []).append(pair.id)
+        elif window and size + len(tokens) > TOKEN_BUDGET:
+            yield window, passed
+            window, size, passed = [], 0, 0
+        passed += 1
+        if not reason:
+            window.append((pair, tokens))
+            size += len(tokens)
+    if window:
+        yield window, passed
+
+
+def _pair_hash(run: Sequence[object], pair: Pair) -> str:
+    texts = [pair.prompt_key, pair.chosen, pair.responses["rejected"]]
+    return hashlib.sha256(json.dumps([*run, *texts]).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("Measuring pairs", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _finish(
+    target: str,
+    dataset: str,
+    model: str,
+    found: Pairs,
+    top: int,
+    there: int,
+    left_out: Mapping[str, Sequence[str]],
+) -> None:
+    from rich.console import Console
+
+    from forcegauge.pairs_file import put_in_order
+    from forcegauge.pairs_report import ranking_page, ranking_table, summary
+    from forcegauge.textfiles import write_whole
+
+    ranking = put_in_order(target, top)
+    texts = _texts(found, ranking)
+    console = Console(highlight=False)
+    console.print(ranking_table(ranking, texts))
+    notes = [summary(ranking), *_notes(found, left_out)]
+    page = _page_path(target)
+    write_whole(page, ranking_page(ranking, texts, dataset, model, notes))
+    before = f", {there} of them were there already" if there else ""
+    click.echo(f"{target}: {ranking.count} pairs{before}. Page: {page}")
+    click.echo("\n".join(notes))
+
+
+def _texts(found: Pairs, ranking: Ranking) -> dict[str, Pair]:
+    wanted = {row["id"] for row in (*ranking.top, *ranking.bottom)}
+    return {pair.id: pair for pair in found.pairs if pair.id in wanted}
+
+
+def _notes(found: Pairs, left_out: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    alone = [pair.id for pair in found.pairs if "rejected" not in pair.responses]
+    reasons = {**found.skipped, **left_out} | ({"no rejected answer": alone} if alone else {})
+    for reason, ids in reasons.items():
+        yield f"Left out: {len(ids)} of {found.rows} rows, {reason} (first: {ids[0]})."
