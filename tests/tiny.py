@@ -1,4 +1,4 @@
-"""Tiny real parts for tests: a tokenizer, a model with random weights, probes. Milliseconds each."""
+"""Tiny real parts for tests: a tokenizer, a model with random weights, probes."""
 
 from __future__ import annotations
 

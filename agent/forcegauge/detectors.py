@@ -143,10 +143,11 @@ class Detector:
         since = self._since_step(verdict, leading, step)
         self._verdict, self._since = verdict, since
         speaking = leading or next((s for s in self._states.values() if s.on), None)
+        evidence = speaking.evidence if speaking else _calm(verdict, signals)
         judgement = Judgement(
             verdict,
             since,
-            speaking.evidence if speaking else _calm(verdict, signals),
+            f"{speaking.name} is on. {evidence}" if speaking and not leading else evidence,
             alarm_named(speaking.name).advice if speaking else ADVICE[verdict],
             dict(self._states),
         )
@@ -226,7 +227,7 @@ def _evidence(row: Alarm, state: AlarmState, signals: Mapping[str, float], facto
     ]
     doubt = " (the loss is unknown: sizes doubled)" if factor > 1 else ""
     running = f"{state.streak} probe{'s' if state.streak > 1 else ''} running{doubt}"
-    return f"{row.name} since step {state.since_step}: {', '.join(facts)}; {running}."
+    return f"Since step {state.since_step}: {', '.join(facts)}; {running}."
 
 
 def _calm(verdict: str, signals: Mapping[str, float]) -> str:

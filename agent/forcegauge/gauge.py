@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from forcegauge.alarms import alarm
 from forcegauge.behaviour import Behaviour, with_greedy
 from forcegauge.capture import Capture
 from forcegauge.detectors import Judgement
@@ -307,11 +308,10 @@ class ForceGauge:
         self._alert(found.judgement, step)
 
     def _alert(self, judgement: Judgement, step: int) -> None:
-        raised = [state.name for state in judgement.changed if state.on]
-        if not raised:
-            return
-        logger.warning("%s: %s %s", ", ".join(raised), judgement.evidence, judgement.advice)
-        if self._on_alarm is not None:
+        raised = [state for state in judgement.changed if state.on]
+        for state in raised:
+            logger.warning("%s. %s %s", state.name, state.evidence, alarm(state.name).advice)
+        if raised and self._on_alarm is not None:
             with self._guard("other", step):
                 self._on_alarm(judgement)
 

@@ -139,7 +139,7 @@ def test_an_alarm_that_is_on_while_the_run_learns_gives_its_evidence_and_advice(
     pressed = {**CALM, "hallucination_pressure_nats": 0.9, "other_prompt_change_nats": 1.1}
     judged = run([pressed] * 4)[-1]
     assert judged.verdict == "learning"
-    assert judged.evidence.startswith("hallucination_pressure since step 2: ")
+    assert judged.evidence.startswith("hallucination_pressure is on. Since step 2: ")
     assert "epochs" in judged.advice
 
 

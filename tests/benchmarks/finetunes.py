@@ -111,7 +111,7 @@ def pairs_of(run: Finetune) -> list[Pair]:
 
 
 def held_out_pairs() -> list[Pair]:
-    return read_pairs(str(DATA / "held_out.jsonl")).pairs
+    return list(read_pairs(str(DATA / "held_out.jsonl")).pairs)
 
 
 def encoded(pair: Pair, name: str) -> tuple[list[int], list[int]]:
@@ -119,8 +119,20 @@ def encoded(pair: Pair, name: str) -> tuple[list[int], list[int]]:
     return prompt, encode_response(tokenizer(), pair.responses[name])[:RESPONSE_TOKENS]
 
 
-def token_logps(model: nn.Module, rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-    """Per-token log-probs and labels [rows, tokens]; -100 where nothing is trained."""
+Rows = list[tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Log-probs and labels [rows, tokens], 0 and -100 where nothing is trained."""
+
+    logps: Tensor
+    labels: Tensor
+    logits: Tensor
+    input_ids: Tensor
+
+
+def forward(model: nn.Module, rows: Rows) -> Forward:
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     labels = torch.full_like(ids, -100)
@@ -134,11 +146,7 @@ def token_logps(model: nn.Module, rows: list[tuple[list[int], list[int]]]) -> tu
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     targets = labels[:, 1:]
     logps = logits.float().log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    return torch.where(targets == -100, 0.0, logps), targets
-
-
-def summed(model: nn.Module, rows: list[tuple[list[int], list[int]]]) -> Tensor:
-    return token_logps(model, rows)[0].sum(1)
+    return Forward(torch.where(targets == -100, 0.0, logps), targets, logits, ids[:, :-1])
 
 
 def load(start: str) -> nn.Module:
@@ -146,9 +154,9 @@ def load(start: str) -> nn.Module:
     folder = Path(demo_model())
     ready = folder.with_name(f"{folder.name}-finetunes-{start}")
     if start != "base" and not ready.exists():
-        model = load("base")
-        train_sft(model, Finetune("start", "base", "both" if start == "both" else "sft", 1e-4))
-        model.save_pretrained(ready)  # type: ignore[operator]
+        trained = load("base")
+        train_sft(trained, Finetune("start", "base", "both" if start == "both" else "sft", 1e-4))
+        trained.save_pretrained(ready)  # type: ignore[operator]
     source = folder if start == "base" else ready
     model: nn.Module = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     return model
@@ -169,16 +177,16 @@ def batch_of(run: Finetune, step: int) -> list[Pair]:
     return [pairs[i] for i in np.roll(order, -place)[:BATCH]]
 
 
-def sft_loss(model: nn.Module, run: Finetune, step: int) -> tuple[Tensor, Tensor, Tensor]:
+def sft_loss(model: nn.Module, run: Finetune, step: int) -> tuple[Tensor, Forward]:
     names = ("chosen", "rejected") if run.loss == "both" else ("chosen",)
     rows = [encoded(pair, name) for pair in batch_of(run, step) for name in names]
-    logps, labels = token_logps(model, rows)
-    return -logps.sum() / (labels != -100).sum(), logps, labels
+    found = forward(model, rows)
+    return -found.logps.sum() / (found.labels != -100).sum(), found
 
 
 def preference_loss(
     model: nn.Module, run: Finetune, step: int, reference: dict[str, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Forward]:
     batch = batch_of(run, step)
     flips = np.random.default_rng((run.seed, 9, step)).random(len(batch)) < 0.5
     sides = [
@@ -186,11 +194,15 @@ def preference_loss(
     ]
     rows = [encoded(p, s[0]) for p, s in zip(batch, sides, strict=True)]
     rows += [encoded(p, s[1]) for p, s in zip(batch, sides, strict=True)]
-    logps, labels = token_logps(model, rows)
-    sums = logps.sum(1)
-    known = torch.stack([reference[p.id][[s[0] != "chosen", s[1] != "chosen"]] for p, s in zip(batch, sides, strict=True)])
-    half = len(batch)
-    return pair_loss(run, sums[:half], sums[half:], known), logps, labels
+    found = forward(model, rows)
+    sums, half = found.logps.sum(1), len(batch)
+    known = torch.stack(
+        [
+            reference[p.id][[int(side != "chosen") for side in s]]
+            for p, s in zip(batch, sides, strict=True)
+        ]
+    )
+    return pair_loss(run, sums[:half], sums[half:], known), found
 
 
 def reference_of(model: nn.Module, run: Finetune) -> dict[str, Tensor]:
@@ -198,7 +210,8 @@ def reference_of(model: nn.Module, run: Finetune) -> dict[str, Tensor]:
     found = {}
     with undisturbed(model):
         for pair in pairs_of(run):
-            found[pair.id] = summed(model, [encoded(pair, n) for n in ("chosen", "rejected")])
+            rows = [encoded(pair, name) for name in ("chosen", "rejected")]
+            found[pair.id] = forward(model, rows).logps.sum(1)
     return found
 
 
@@ -236,8 +249,9 @@ def record(run: Finetune, folder: Path) -> list[dict[str, Any]]:
     model = load(run.start)
     model.train()
     reference = {} if run.loss in ("sft", "both") else reference_of(model, run)
-    held_out, probes = HeldOut(), build_probes(
-        pairs_of(run), held_out_pairs(), n=min(PROBES, run.pairs), seed=0
+    held_out, probes = (
+        HeldOut(),
+        build_probes(pairs_of(run), held_out_pairs(), n=min(PROBES, run.pairs), seed=0),
     )
     gauge = ForceGauge(
         probes,
@@ -260,8 +274,8 @@ def record(run: Finetune, folder: Path) -> list[dict[str, Any]]:
         for step in range(1, run.steps + 1):
             compute = sft_loss if run.loss in ("sft", "both") else preference_loss
             extra = () if run.loss in ("sft", "both") else (reference,)
-            loss, logps, labels = compute(model, run, step - 1, *extra)  # type: ignore[operator]
-            gauge.observe(logps, labels)
+            loss, found = compute(model, run, step - 1, *extra)
+            gauge.observe(found.logps, found.labels, logits=found.logits, input_ids=found.input_ids)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
             optimizer.step()
@@ -279,20 +293,22 @@ def probe_rows(folder: Path) -> list[dict[str, Any]]:
     """The agent's own lines, without the quantiles."""
     lines = read_record(folder)
     (phase,) = probes_by_phase(lines).values()
-    kept = [
+    return [
         {
             "kind": "probe",
             "step": line["step"],
             "signals": {k: round(v, 5) for k, v in line["signals"].items()},
             "noise": {k: round(v, 5) for k, v in line["noise"].items()},
             "levels": {
-                t: [round(s[k]["mean"], 4) for k in ("logprob_mean", "argmax_logprob_mean", "entropy")]
+                t: [
+                    round(s[k]["mean"], 4)
+                    for k in ("logprob_mean", "argmax_logprob_mean", "entropy")
+                ]
                 for t, s in line["scores"].items()
             },
         }
         for line in phase
     ]
-    return kept
 
 
 def main(names: list[str]) -> None:
