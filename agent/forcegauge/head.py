@@ -71,10 +71,14 @@ class Head:
         if type(module) is not nn.Linear or "forward" in vars(module):
             return in_chunks(lambda part: self.logits(hidden[part]), targets)
         weight, bias = module.weight, module.bias
+        plain = bias is None and hidden.dtype == weight.dtype == torch.float32
+        plain = plain and not torch.is_autocast_enabled(hidden.device.type)
 
-        def tile(rows: slice, tokens: slice) -> Tensor:
+        def tile(rows: slice, tokens: slice, into: Tensor) -> Tensor:
+            if plain:
+                return self._after(torch.mm(hidden[rows], weight[tokens].T, out=into))
             z = F.linear(hidden[rows], weight[tokens], None if bias is None else bias[tokens])
-            return self._after(z)
+            return self._after(into.copy_(z))
 
         near = (hidden * weight[targets]).sum(1)
         near = self._after(near if bias is None else near + bias[targets])

@@ -16,6 +16,8 @@ from forcegauge.scores import TOP_K
 
 Statistics = dict[str, Tensor]
 
+Tile = Callable[[slice, slice, Tensor], Tensor]
+
 ROWS = 1024
 """Rows that are reduced together, a tile at a time."""
 
@@ -28,6 +30,8 @@ _TILE_ELSEWHERE = 1 << 26
 
 _FLOOR = -200.0  # e^-200 is 0 in float32, and 0 * 200 is 0 where 0 * inf is NaN
 _LOWEST = torch.finfo(torch.float32).min
+_LOG2_E = 1.4426950408889634
+_DEPTH = 64  # logits of a tile whose largest is looked at first
 
 
 class Sums(NamedTuple):
@@ -47,24 +51,45 @@ class Sums(NamedTuple):
     target: Tensor
 
 
-def tile_sums(z: Tensor, targets: Tensor, near: Tensor, first: int = 0) -> Sums:
+def tile_sums(
+    z: Tensor, targets: Tensor, near: Tensor, first: int = 0, spare: Tensor | None = None
+) -> Sums:
     """Sums of one tile: float32 logits z [rows, part], whose tokens begin at ``first``.
 
     ``near`` [rows] is the target's logit up to rounding, for the rank; the exact one is taken from
-    its tile. Logits of -inf count as mass 0. The tile is used up.
+    its tile. Logits of -inf count as mass 0. The tile is used up, and so is ``spare``, memory of
+    its shape (made where it is not given).
     """
     inside = (targets >= first) & (targets < first + z.shape[1])
     places = (targets - first).clamp(0, z.shape[1] - 1)[:, None]
     found = z.gather(1, places)
     z.scatter_(1, places, torch.where(inside[:, None], -torch.inf, found))
-    top, order = z.topk(min(TOP_K, z.shape[1]), dim=1)
-    above = torch.gt(z, near[:, None], out=torch.empty_like(z)).sum(1)
-    depth = z.sub_(top[:, :1].clamp_min(_LOWEST)).clamp_min_(_FLOOR)
-    e = depth.exp().scatter_(1, order[:, :1], 0.0)
+    spare = torch.empty_like(z) if spare is None else spare
+    top, argmax = _largest(z)
+    above = torch.gt(z, near[:, None], out=spare).sum(1)
+    depth = z.sub_(top[:, :1].clamp_min(_LOWEST)).clamp_min_(_FLOOR).mul_(_LOG2_E)
+    # exp2 is several times faster than exp on a CPU, and both are as exact where the mass is.
+    e = torch.exp2(depth, out=spare).scatter_(1, argmax, 0.0)
     rest = e.sum(1)
     squares = torch.linalg.vector_norm(e, dim=1) ** 2
-    moment = -e.mul_(depth).sum(1)
+    moment = e.mul_(depth).sum(1) / -_LOG2_E
     return Sums(top, rest, squares, moment, above, torch.where(inside, found[:, 0], -torch.inf))
+
+
+def _largest(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logits [rows, k] of a tile and the place [rows, 1] of the first of them. Only
+    the k columns of each row with the largest maxima are searched: no other holds one of them."""
+    rows, width = z.shape
+    k, columns = min(TOP_K, width), width // _DEPTH
+    if columns < 2 * k or width % _DEPTH:
+        top, order = z.topk(k, dim=1)
+        return top, order[:, :1]
+    table = z.view(rows, _DEPTH, columns)
+    best = table.amax(1).topk(k, dim=1).indices
+    few = table.gather(2, best[:, None, :].expand(-1, _DEPTH, -1)).flatten(1)
+    top, order = few.topk(k, dim=1)
+    deep, place = order[:, :1] // k, order[:, :1] % k
+    return top, deep * columns + best.gather(1, place)
 
 
 def merge(a: Sums, b: Sums) -> Sums:
@@ -146,17 +171,20 @@ def in_chunks(
     return joined([token_statistics(logits_of(part), targets[part]) for part in parts])
 
 
-def reduce_tiles(
-    tile: Callable[[slice, slice], Tensor], near: Tensor, targets: Tensor, vocabulary: int
-) -> Statistics:
-    """Statistics of rows whose float32 logits ``tile(rows, tokens)`` makes piece by piece."""
+def reduce_tiles(tile: Tile, near: Tensor, targets: Tensor, vocabulary: int) -> Statistics:
+    """Statistics of rows whose float32 logits ``tile(rows, tokens, into)`` makes piece by piece,
+    in the memory ``into`` where it can."""
     found = []
     for rows in slices(len(targets), ROWS):
-        count = min(ROWS, len(targets))
-        width = max(256, tile_size(near.device) // count)
+        count = rows.stop - rows.start
+        width = max(256, tile_size(near.device) // count // _DEPTH * _DEPTH)
+        memory = torch.empty(2, count * min(width, vocabulary), device=near.device)
         sums = None
         for tokens in slices(vocabulary, width):
-            part = tile_sums(tile(rows, tokens), targets[rows], near[rows], tokens.start)
+            size = count * (tokens.stop - tokens.start)
+            into, spare = (part[:size].view(count, -1) for part in memory)
+            z = tile(rows, tokens, into)
+            part = tile_sums(z, targets[rows], near[rows], tokens.start, spare)
             sums = part if sums is None else merge(sums, part)
         if sums is not None:
             found.append(statistics_of(sums))
