@@ -20,8 +20,12 @@ class NoStateError(Exception):
     """Why a checkpoint gives no Adam-preconditioned attribution."""
 
 
-def preconditioner(folder: str | Path, model: nn.Module) -> dict[str, Tensor]:
+def preconditioner(
+    folder: str | Path, model: nn.Module, names: Sequence[str] | None = None
+) -> dict[str, Tensor]:
     """(1 - beta1) / (1 - beta1^t) / (sqrt(v^) + eps) by parameter name, float32 on the CPU.
+
+    Of ``names`` only, where given.
 
     The state is matched to the trainable parameters by name where it has names, else in the order
     in which transformers' Trainer hands them to the optimizer. Raises `NoStateError` with the
@@ -31,24 +35,26 @@ def preconditioner(folder: str | Path, model: nn.Module) -> dict[str, Tensor]:
     if path is None:
         raise NoStateError("the checkpoint holds no optimizer.pt")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # noqa: BLE001 - unpickling foreign files fails in any way
         raise NoStateError(f"{path.name} cannot be read ({type(error).__name__})") from None
     if not isinstance(saved, dict) or not {"state", "param_groups"} <= set(saved):
         raise NoStateError(f"{path.name} is no optimizer state of torch")
-    return from_state(saved, model)
+    return from_state(saved, model, names)
 
 
-def from_state(saved: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def from_state(
+    saved: Mapping[str, Any], model: nn.Module, names: Sequence[str] | None = None
+) -> dict[str, Tensor]:
     """`preconditioner` from an optimizer's `state_dict`."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for names in _orders(saved["param_groups"], model, parameters):
-        matched = dict(_matched(saved, names))
+    for order in _orders(saved["param_groups"], model, parameters):
+        matched = dict(_matched(saved, order))
         if matched.keys() == parameters.keys() and all(
             matched[name][0].get("exp_avg_sq", torch.empty(0)).shape == parameter.shape
             for name, parameter in parameters.items()
         ):
-            return {name: _scale(*matched[name]) for name in parameters}
+            return {name: _scale(*matched[name]) for name in names or parameters}
     raise NoStateError("the optimizer state does not fit the parameters, or is not Adam's")
 
 

@@ -1,0 +1,94 @@
+"""Checkpoints: full (also in shards) and adapters, loaded as they were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forcegauge.errors import InputError
+from forcegauge.loading import load_model
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether the checkpoint is a PEFT adapter beside a base model."""
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def load_checkpoint(
+    name: str, *, dtype: str = "float32", device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The model in evaluation mode; what was trained takes gradients: every weight of a full
+    checkpoint, an adapter's own weights of an adapter.
+
+    Raises `InputError` for what cannot be loaded.
+    """
+    if not is_adapter(name):
+        return load_model(name, dtype=dtype, device=device).requires_grad_()
+    from peft import PeftModel
+
+    base = load_model(base_of(name), dtype=dtype)
+    try:
+        model = PeftModel.from_pretrained(base, name, is_trainable=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise InputError(f"the adapter could not be loaded ({reason})", file=name) from None
+    found: nn.Module = model.to(device).eval()
+    return found
+
+
+def base_of(name: str) -> str:
+    """The base model that an adapter names; raises `InputError` when it names none."""
+    from peft import PeftConfig
+
+    try:
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"adapter_config.json cannot be read ({error})", file=name) from None
+    if not base:
+        raise InputError("the adapter names no base model", file=name)
+    return str(base)
+
+
+def skeleton(name: str) -> nn.Module:
+    """The model without its weights (meta device), for planning."""
+    from peft import PeftConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = base_of(name) if is_adapter(name) else name
+    config = AutoConfig.from_pretrained(source)
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config).requires_grad_()
+        if is_adapter(name):
+            settings = PeftConfig.from_pretrained(name)
+            settings.inference_mode = False
+            model = get_peft_model(model, settings)
+    return model
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """While it lasts, an adapter's model is its base: the reference it was trained against."""
+    disable: Any = getattr(model, "disable_adapter", nullcontext)
+    with disable():
+        yield
+
+
+def weight_step(before: nn.Module, after: str) -> dict[str, Tensor]:
+    """What was added to each trained weight from one checkpoint to another, float32 on the CPU.
+
+    Raises `InputError` when the two do not have the same trained weights.
+    """
+    known = {name: p for name, p in before.named_parameters() if p.requires_grad}
+    later = dict(load_checkpoint(after).named_parameters())
+    if any(name not in later or later[name].shape != p.shape for name, p in known.items()):
+        raise InputError(
+            "the two checkpoints do not train the same weights",
+            fix="give a checkpoint of the same run and phase as --previous",
+            file=after,
+        )
+    return {name: later[name].detach() - p.detach().cpu().float() for name, p in known.items()}

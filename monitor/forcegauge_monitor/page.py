@@ -1,0 +1,371 @@
+"""A snapshot as one self-contained page: who pushes what, the kernel, and whether theory holds.
+
+Like the run's report it asks the network for nothing and has every number in a table.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from torch import Tensor
+
+from forcegauge.reporting.facts import MEANINGS
+from forcegauge.reporting.plots import PLAIN, STYLES
+from forcegauge.reporting.safe import inline, plot_text, script_json, shown
+from forcegauge.textfiles import write_whole
+from forcegauge_monitor.entk.pieces import metadata_of, read_piece
+
+PAGE_NAME = "snapshot.html"
+Table = Mapping[str, Mapping[str, float]]
+Spec = dict[str, Any]
+
+
+def write_page(folder: Path) -> Path:
+    """Write SNAPSHOT/snapshot.html from the snapshot's files and return its path."""
+    target = folder / PAGE_NAME
+    write_whole(target, render(folder))
+    return target
+
+
+def render(folder: Path) -> str:
+    """The page as HTML."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    pushers = json.loads((folder / "pushers.json").read_text(encoding="utf-8"))
+    drawn = list(_figures(metrics, folder))
+    body = (
+        _headline(metrics),
+        '<div class="grid">' + "".join(_card(*each) for each in drawn) + "</div>",
+        _stability(metrics),
+        _pushers(pushers, metrics["updated"]),
+        _facts(metrics),
+    )
+    step = metrics.get("snapshot_step")
+    return Template(_asset("forcegauge_monitor", "page.html")).substitute(
+        title=f"{shown(Path(metrics['checkpoint']).name)} · forcegauge snapshot",
+        name=inline(Path(metrics["checkpoint"]).name),
+        standing=f"snapshot of step {step}" if step is not None else "snapshot",
+        body="\n".join(part for part in body if part),
+        figures=script_json([spec for spec, _, _, _ in drawn]),
+        plotly=_packed_plotly(),
+        style=_asset("forcegauge.reporting", "page.css"),
+        script=_asset("forcegauge_monitor", "page.js"),
+        version=metadata.version("forcegauge"),
+    )
+
+
+Card = tuple[Spec, str, str, str]
+"""A figure, its title, how to read it, and its numbers as an HTML table."""
+
+
+def _figures(metrics: Mapping[str, Any], folder: Path) -> Iterable[Card]:
+    sides = [*metrics["updated"], *(["sample"] if len(metrics["updated"]) > 1 else [])]
+    yield _heat(
+        "attribution",
+        "Who pushes what",
+        "Mean over training samples: what one step on a sample (columns: each of its sequences, "
+        "and the whole) does to each response type (rows). Blue raises, orange lowers. Nats per "
+        "unit of learning rate.",
+        metrics["attribution_nats"],
+        sides,
+        "signed",
+    )
+    if "attribution_adam_nats" in metrics:
+        yield _heat(
+            "adam",
+            "Who pushes what, through Adam",
+            "The same with the checkpoint’s optimizer state: the marginal effect of a sample on "
+            "the step that Adam makes.",
+            metrics["attribution_adam_nats"],
+            sides,
+            "signed",
+        )
+    for key, title in (
+        ("entk_norm", "The kernel"),
+        ("entk_fisher_norm", "The kernel, Fisher-weighted"),
+    ):
+        if key in metrics:
+            columns = list(next(iter(metrics[key].values())))
+            yield _heat(key, title, _KERNEL, metrics[key], columns, "norm", metrics[f"{key}_error"])
+    if "prediction" in metrics:
+        yield _scatter(metrics, folder)
+
+
+_KERNEL = (
+    "How much of a change asked of the column’s logits reaches the row’s logits, on the same "
+    "prompt: norm of the centred kernel per pair of tokens, root mean square over probes, "
+    "± standard error of the random seeds."
+)
+
+
+def _heat(
+    key: str,
+    title: str,
+    reading: str,
+    table: Table,
+    columns: Sequence[str],
+    scale: str,
+    error: Table | None = None,
+) -> Card:
+    rows = list(table)
+    z = [[table[row].get(column) for column in columns] for row in rows]
+    largest = max((abs(value) for row in z for value in row if value is not None), default=1.0)
+    spec: Spec = {
+        "key": key,
+        "height": 90 + 30 * len(rows),
+        "x": {"title": {"text": "updated"}, "side": "bottom"},
+        "y": {"autorange": "reversed"},
+        "data": [
+            {
+                "type": "heatmap",
+                "meta": {"scale": scale},
+                "x": [plot_text(column) for column in columns],
+                "y": [plot_text(row) for row in rows],
+                "z": z,
+                "zmin": -largest if scale == "signed" else 0,
+                "zmax": largest,
+                "text": [[_number(value) for value in row] for row in z],
+                "texttemplate": "%{text}",
+                "hovertemplate": "%{y} by %{x}: %{text}<extra></extra>",
+            }
+        ],
+    }
+    return spec, title, reading, _html_table(title, table, columns, error)
+
+
+def _html_table(title: str, table: Table, columns: Sequence[str], error: Table | None) -> str:
+    heads = "".join(f'<th scope="col">{inline(column)}</th>' for column in columns)
+    rows = "".join(
+        f'<tr><th scope="row">{inline(row)}</th>'
+        + "".join(f"<td>{_with_error(values, error, row, column)}</td>" for column in columns)
+        + "</tr>"
+        for row, values in table.items()
+    )
+    return (
+        f"<table><caption>{shown(title)}</caption><thead><tr>"
+        f'<th scope="col">observed</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    )
+
+
+def _with_error(values: Mapping[str, float], error: Table | None, row: str, column: str) -> str:
+    text = _number(values.get(column))
+    spread = None if error is None else error.get(row, {}).get(column)
+    return text if spread is None else f"{text} ± {_number(spread)}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _scatter(metrics: Mapping[str, Any], folder: Path) -> Card:
+    found = read_piece(folder / "changes.safetensors")
+    types = json.loads(metadata_of(folder / "changes.safetensors")["types"])
+    predicted, measured = found["predicted"], found["measured"]
+    kept = [value for value in predicted.flatten().tolist() if math.isfinite(value)]
+    low, high = min(kept, default=0.0), max(kept, default=0.0)
+    line: Spec = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "exact",
+        "meta": {"role": "plain"},
+        "x": [low, high],
+        "y": [low, high],
+        "line": {"dash": "dot", "width": 1},
+    }
+    spec: Spec = {
+        "key": "prediction",
+        "height": 420,
+        "x": {"title": {"text": "predicted change, nats per token"}},
+        "y": {"title": {"text": "measured"}},
+        "data": [line, *_points(types, predicted, measured)],
+    }
+    agreement = metrics["prediction"]
+    reading = (
+        f"One point a probe’s response: the change that the gradient at the checkpoint before "
+        f"predicts for the real step, against the measured one. R² {agreement['r2']:.3f} (of the "
+        f"prediction itself), slope {agreement['slope']:.2f}, residual "
+        f"{_number(agreement['residual'])} nats. Far below 1: the step was too long, or the kernel "
+        "moved, for one-step theory to hold."
+    )
+    table = {
+        name: {
+            "predicted": metrics["predicted_change_nats"][name],
+            "measured": metrics["measured_change_nats"][name],
+        }
+        for name in types
+    }
+    title = "Predicted against measured"
+    return spec, title, reading, _html_table(title, table, ["predicted", "measured"], None)
+
+
+def _points(types: Sequence[str], predicted: Tensor, measured: Tensor) -> Iterable[Spec]:
+    for place, name in enumerate(types):
+        pairs = zip(predicted[:, place].tolist(), measured[:, place].tolist(), strict=True)
+        kept = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        yield {
+            "type": "scatter",
+            "mode": "markers",
+            "name": plot_text(name),
+            "meta": {"role": name},
+            "x": [x for x, _ in kept],
+            "y": [y for _, y in kept],
+            "marker": {"symbol": STYLES.get(name, PLAIN).marker, "size": 7},
+        }
+
+
+def _card(spec: Spec, title: str, reading: str, table: str) -> str:
+    key = spec["key"]
+    return (
+        f'<figure class="card"><figcaption><h2>{shown(title)}</h2>'
+        f'<p class="reading" id="reading-{key}">{reading}</p></figcaption>'
+        f'<div class="plot" id="plot-{key}" role="img" aria-label="{shown(title)}" '
+        f'aria-describedby="reading-{key}"></div>'
+        '<p class="plain">This browser draws no plots: here are the numbers.</p>'
+        "<noscript><p>Without a script there are no plots: the numbers are below.</p></noscript>"
+        f'<details><summary>Numbers</summary><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{shown(title)}, numbers">{table}</div></details></figure>'
+    )
+
+
+def _headline(metrics: Mapping[str, Any]) -> str:
+    pushes = {name: row["sample"] for name, row in metrics["attribution_nats"].items()}
+    raised = [name for name, value in pushes.items() if value > 0]
+    lowered = [name for name, value in pushes.items() if value < 0]
+    parts = [
+        f"raises {_list(raised)}" if raised else "",
+        f"lowers {_list(lowered)}" if lowered else "",
+    ]
+    said = " and ".join(part for part in parts if part) or "moves nothing"
+    note = ""
+    if metrics["reference"].startswith("none given"):
+        note = (
+            '<p class="on"><b>No reference model was given:</b> the loss’s weights are those of a '
+            "model that equals its reference, as at the first step.</p>"
+        )
+    return (
+        '<section class="card"><p class="eyebrow">on average over '
+        f"{metrics['samples']} training samples, loss {shown(metrics['loss'])}</p>"
+        f'<p class="meaning">A step on a sample {said}.</p>{note}</section>'
+    )
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(f"<b>{inline(name)}</b>" for name in names)
+
+
+def _stability(metrics: Mapping[str, Any]) -> str:
+    found = metrics.get("stability")
+    if found is None:
+        return ""
+    if isinstance(found, str):
+        return f'<section class="card"><h2>Stability</h2><p>{shown(found)}</p></section>'
+    rows = "".join(
+        f'<tr><th scope="row">against the {name} snapshot</th><td>{_number(each["alignment"])}</td>'
+        f"<td>{_number(each['velocity'])}</td><td>"
+        + (", ".join(f"{inline(u)} {_number(v)}" for u, v in each["rank"].items()) or "–")
+        + "</td></tr>"
+        for name, each in found.items()
+    )
+    return (
+        '<section class="card"><h2>Stability of the kernel</h2><p class="reading">Through the same '
+        "random seeds: alignment 1 is the same kernel up to its size, 0 an unrelated one; velocity "
+        "is the size of the difference; rank is Spearman’s correlation of the response types’ "
+        'norms, by what is updated.</p><div class="scroll" tabindex="0" role="region" '
+        'aria-label="Stability"><table><thead><tr><th></th><th scope="col">alignment</th>'
+        '<th scope="col">velocity</th><th scope="col">rank</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div></section>"
+    )
+
+
+def _pushers(pushers: Mapping[str, Any], sides: Sequence[str]) -> str:
+    sections = "".join(
+        f'<details class="probe"{" open" if name == "chosen" else ""}><summary>{inline(name)} '
+        f"<small>{MEANINGS.get(name, '')}</small></summary>"
+        f'<div class="ends"><div><h4>raise it most</h4>{_named(each["up"])}</div>'
+        f"<div><h4>lower it most</h4>{_named(each['down'])}</div></div></details>"
+        for name, each in pushers.items()
+    )
+    return (
+        '<section class="card long"><h2>Who pushes most</h2><p class="reading">Training samples by '
+        "what a step on them alone does to each response type, in nats per unit of learning "
+        f"rate{' (a pair: both of its sequences together)' if len(sides) > 1 else ''}.</p>"
+        f"{sections}</section>"
+    )
+
+
+def _named(samples: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(_pusher(sample) for sample in samples) or '<p class="quiet">None.</p>'
+
+
+def _pusher(sample: Mapping[str, Any]) -> str:
+    sides = "".join(
+        f"<p><small>{inline(name)} {_number(side['nats'])}</small></p>"
+        f'<p class="text">{_text(side)}</p>'
+        for name, side in sample["sides"].items()
+    )
+    return (
+        f'<div class="pusher"><p><b>{_number(sample["nats"])}</b></p>'
+        f'<p class="text">{shown(sample["prompt"], 400)}<br>'
+        f"<small>{inline(sample['sample'])}</small></p>{sides}</div>"
+    )
+
+
+def _text(side: Mapping[str, Any]) -> str:
+    if "tokens" not in side:
+        return shown(side["text"], 600)
+    largest = max((abs(value) for _, value in side["tokens"]), default=1.0) or 1.0
+    return "".join(_token(text, value, value / largest) for text, value in side["tokens"])
+
+
+def _token(text: str, value: float, share: float) -> str:
+    color = "one" if share > 0 else "two"
+    strength = round(70 * abs(share))
+    return (
+        f'<span class="t" title="{_number(value)}" style="background:color-mix(in srgb, '
+        f'var(--c-{color}) {strength}%, transparent)">{shown(text)}</span>'
+    )
+
+
+def _facts(metrics: Mapping[str, Any]) -> str:
+    left_out = metrics["left_out"]
+    facts = {
+        "checkpoint": metrics["checkpoint"],
+        "loss": f"{metrics['loss']}, beta {metrics['beta']:g}",
+        "reference": metrics["reference"],
+        "probes": f"{metrics['probes']}, hash {metrics['probe_hash'][:12]}",
+        "Adam": metrics.get("adam", "attributed with the checkpoint’s optimizer state"),
+        "left out": (
+            f"{left_out['ratio']:.1%} of the trained parameters: {', '.join(left_out['names'])}"
+            if left_out["names"]
+            else "nothing: all trained parameters count"
+        ),
+        "head control": _number(metrics.get("entk_head_control_ratio")),
+        "directions": metrics["plan"]["storage"],
+        "peak memory": f"{metrics['peak_memory_bytes'] / 2**30:.1f} GiB, "
+        f"{metrics['plan']['peak_bytes'] / 2**30:.1f} planned",
+        "took": f"{metrics['seconds']:.0f} s",
+    }
+    rows = "".join(f"<dt>{name}</dt><dd>{shown(value)}</dd>" for name, value in facts.items())
+    return f'<section class="card"><h2>Facts</h2><div class="facts"><dl>{rows}</dl></div></section>'
+
+
+def _asset(package: str, name: str) -> str:
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _packed_plotly() -> str:
+    """The plotting library, gzip in base64; the page inflates it."""
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
