@@ -25,7 +25,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         tiny.tokenizer().save_pretrained(folder / f"checkpoint-{step}")
     tiny.probe_set(5).save(folder / "probes.jsonl")
     rows = [
-        {"prompt": f"what of {word}?", "chosen": word, "rejected": f"{word} no {n}" * (1 + n % 3)}
+        {
+            "prompt": f"what of {word}?",
+            "chosen": word,
+            "rejected": f"{word} no {chr(97 + n)}" * (1 + n % 3),
+        }
         for n, word in enumerate(tiny.WORDS * 2)
     ]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -15,6 +15,9 @@ from click.testing import CliRunner, Result
 from forcegauge.errors import InputError
 from forcegauge_monitor.cli import monitor
 
+# torch's forward-mode AD imports what it deprecates itself
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+
 
 def call(inputs: dict[str, str], *more: str) -> Result:
     names = ("checkpoint", "probes", "train")
