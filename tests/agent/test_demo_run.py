@@ -18,9 +18,18 @@ from forcegauge.errors import InputError
 from forcegauge.probes import UNTRAINED_NATURAL
 
 
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from forcegauge.cli import main
+main()
+"""
+"""The command line with Ctrl-C heard: a shell's background jobs are started deaf to it."""
+
+
 def start_demo(folder: Path, *options: str, **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", "from forcegauge.cli import main; main()", "demo", *options],
+        [sys.executable, "-c", PROGRAM, "demo", *options],
         cwd=folder,
         env={**os.environ, **more},
         stdout=subprocess.PIPE,
@@ -102,7 +111,10 @@ def test_ctrl_c_leaves_a_readable_record_and_a_report(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.5)
     demo.send_signal(signal.SIGINT)
-    out, err = demo.communicate(timeout=120)
+    try:
+        out, err = demo.communicate(timeout=120)
+    finally:
+        demo.kill()
     assert demo.returncode == 130
     assert "Stopped. The record is run/record.jsonl" in " ".join(out.split())
     assert err == ""

@@ -116,7 +116,9 @@ def test_a_real_prometheus_scraped_the_run_while_it_trained(squeezed: DemoRun) -
     last = squeezed.probes("dpo")[-1]
     assert value(squeezed, "max_over_time(forcegauge_train_step[1h])") == last["step"]
     squeeze = value(squeezed, "max_over_time(forcegauge_squeeze_nats[1h])")
-    assert squeeze == pytest.approx(last["signals"]["squeeze_nats"], abs=1e-6)
+    # the last probe is scraped only if a scrape comes before the process ends
+    recorded = [probe["signals"]["squeeze_nats"] for probe in squeezed.probes("dpo")[-2:]]
+    assert min(abs(squeeze - known) for known in recorded) < 1e-6
     states = "max_over_time(forcegauge_run_state[1h])"
     assert value(squeezed, states, state="squeezing") == 1
     assert value(squeezed, states, state="diverging") == 0
