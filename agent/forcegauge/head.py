@@ -71,8 +71,9 @@ class Head:
         if type(module) is not nn.Linear or "forward" in vars(module):
             return in_chunks(lambda part: self.logits(hidden[part]), targets)
         weight, bias = module.weight, module.bias
-        plain = bias is None and hidden.dtype == weight.dtype == torch.float32
-        plain = plain and not torch.is_autocast_enabled(hidden.device.type)
+        casts = torch.is_autocast_enabled(hidden.device.type)
+        dtypes = {hidden.dtype, weight.dtype}
+        plain = dtypes == {torch.float32} and not casts and bias is None
 
         def tile(rows: slice, tokens: slice, into: Tensor) -> Tensor:
             if plain:

@@ -28,12 +28,13 @@ def textbook(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     is summed without the peak, for float64 loses that difference too."""
     z = logits.double()
     top, argmax = z.max(-1)
+    hit = top == z.gather(1, targets[:, None])[:, 0]  # a tie is one too
+    argmax = torch.where(hit, targets, argmax)
     others = z.scatter(1, argmax[:, None], -math.inf)
     best = -torch.log1p((others.logsumexp(-1) - top).exp())
     log_pi = z - top[:, None] + best[:, None]
     pi = log_pi.exp()
     log_mass = torch.where(pi > 0, pi * log_pi, 0.0)
-    hit = argmax == targets
     beside = others.scatter(1, targets[:, None], -math.inf)
     not_target = z.scatter(1, targets[:, None], -math.inf)
     energy = (not_target.logsumexp(-1) - z.logsumexp(-1)).exp()
