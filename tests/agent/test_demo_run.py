@@ -17,7 +17,6 @@ from forcegauge.demo.trainers import Recipe, demo_probes, training_pairs
 from forcegauge.errors import InputError
 from forcegauge.probes import UNTRAINED_NATURAL
 
-
 PROGRAM = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
