@@ -29,7 +29,6 @@ from forcegauge_monitor.entk.pieces import (
     stacked_directions,
     write_piece,
 )
-from forcegauge_monitor.entk.plan import ROWS
 from forcegauge_monitor.entk.rows import all_logprobs, make_batches
 from forcegauge_monitor.entk.samples import probe_rows
 from forcegauge_monitor.entk.validity import predicted_changes
@@ -66,7 +65,7 @@ class Worker:
         job, rows = self.job, self.job.samples.sequences
         reference, said = self._reference(rows)
         advance(0.5)
-        policy = all_logprobs(self._model(job.settings.checkpoint), rows, ROWS)
+        policy = all_logprobs(self._model(job.settings.checkpoint), rows, self.job.plan.rows)
         weights = job.loss.weights(policy, reference, job.samples.advantages)
         flat = {"weights": torch.cat(weights), "logprobs": torch.cat(policy)}
         return flat, {"reference": said}
@@ -77,11 +76,11 @@ class Worker:
             return None, "none needed"
         if settings.reference is not None:
             model = self._model(settings.reference)
-            return all_logprobs(model, rows, ROWS), settings.reference
+            return all_logprobs(model, rows, self.job.plan.rows), settings.reference
         if is_adapter(settings.checkpoint):
             model = self._model(settings.checkpoint)
             with without_adapter(model):
-                return all_logprobs(model, rows, ROWS), "the adapter's base model"
+                return all_logprobs(model, rows, self.job.plan.rows), "the adapter's base model"
         return None, "none given: weights as where the model equals its reference"
 
     def _before(self, piece: Piece, advance: Advance) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -89,7 +88,7 @@ class Worker:
         rows = self._part(self.job.probes, piece)
         model = self._model(str(self.job.before))
         step = self._keep("step", self.job.before, self._step)
-        found = all_logprobs(model, rows, ROWS)
+        found = all_logprobs(model, rows, self.job.plan.rows)
         predicted = predicted_changes(
             model, rows, step, rows=self._rows(), advance=lambda n: advance(n / len(rows))
         )
@@ -101,7 +100,7 @@ class Worker:
 
     def _after(self, piece: Piece, advance: Advance) -> tuple[dict[str, Tensor], dict[str, str]]:
         rows = self._part(self.job.probes, piece)
-        found = all_logprobs(self._model(self.job.settings.checkpoint), rows, ROWS)
+        found = all_logprobs(self._model(self.job.settings.checkpoint), rows, self.job.plan.rows)
         advance(1.0)
         return {"logprob_mean": torch.stack([row.double().mean() for row in found])}, {}
 
@@ -118,7 +117,7 @@ class Worker:
         made = direction(
             self._model(job.settings.checkpoint),
             job.plan.blocks[piece.block],
-            make_batches(rows, ROWS),
+            make_batches(rows, self.job.plan.rows),
             weights,
             lambda n: advance(n / len(rows)),
         )
@@ -130,10 +129,10 @@ class Worker:
         job, model = self.job, self._model(self.job.settings.checkpoint)
         items = job.samples.sequences
         weights = [torch.full((len(item.response),), 1 / len(item.response)) for item in items]
-        rows, left_out = ROWS, list[str]()
+        rows, left_out = job.plan.rows, list[str]()
         for block in range(len(job.plan.blocks)):
             one = self._stacked(job.types[:1], block, None)
-            if not rows_that_split(model, make_batches(items, ROWS)[0], weights, one):
+            if not rows_that_split(model, make_batches(items, rows)[0], weights, one):
                 single = disagreeing(model, make_batches(items, 1)[0], weights, one)
                 several = self._still_apart(items, weights, one, single)
                 rows, left_out = (rows if several else 1), left_out + single
@@ -154,7 +153,7 @@ class Worker:
         kept = {name: each for name, each in one.items() if name not in left_out}
         model = self._model(self.job.settings.checkpoint)
         return bool(left_out) and rows_that_split(
-            model, make_batches(items, ROWS)[0], weights, kept
+            model, make_batches(items, self.job.plan.rows)[0], weights, kept
         )
 
     def _attribution(

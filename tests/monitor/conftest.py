@@ -25,12 +25,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         tiny.tokenizer().save_pretrained(folder / f"checkpoint-{step}")
     tiny.probe_set(5).save(folder / "probes.jsonl")
     rows = [
-        {
-            "prompt": f"what of {word}?",
-            "chosen": word,
-            "rejected": f"{word} no {chr(97 + n)}" * (1 + n % 3),
-        }
-        for n, word in enumerate(tiny.WORDS * 2)
+        {"prompt": f"what of {word}?", "chosen": word, "rejected": f"{word} no {end}" * times}
+        for word, end, times in zip(tiny.WORDS * 2, "abcdefghijkl", (1, 2, 3) * 4, strict=True)
     ]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from forcegauge.encoding import TokenSequence
 from forcegauge.errors import RunError
 from forcegauge_monitor.entk.products import BLOCK_ELEMENTS
 
-ROWS = 8
-"""Sequences of one batch."""
-SLICE_ROWS = 4 * ROWS
-"""Sequences of one piece of work: what a killed worker loses at most."""
+ROWS = 16
+"""Sequences of one batch, where their activations fit: directions are read once for each batch."""
+SLICE_BATCHES = 2
+"""Batches of one piece of work: what a killed worker loses at most."""
 PROCESS_BYTES = 700 << 20
 """A Python process with torch and transformers loaded."""
 SHARE = 0.85
@@ -103,6 +103,7 @@ class Work:
     seeds: int
     adam: bool
     validity: bool
+    rows: int = ROWS
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Plan:
         groups: response types whose directions are held together.
         blocks: parameters whose directions are held together.
         kernel_blocks: the same for the kernel's gradients.
+        rows: sequences of one batch.
         slice_rows: sequences of one piece.
         peak_bytes: memory at the peak, the process included.
         disk_bytes: files of directions, until the snapshot is merged.
@@ -125,6 +127,7 @@ class Plan:
     groups: tuple[tuple[str, ...], ...]
     blocks: tuple[tuple[str, ...], ...]
     kernel_blocks: tuple[tuple[str, ...], ...]
+    rows: int
     slice_rows: int
     peak_bytes: int
     disk_bytes: int
@@ -138,7 +141,7 @@ def make_plan(model: ModelSize, work: Work, free_bytes: int) -> Plan:
     Float32 directions are preferred, then bfloat16, then groups of types, then blocks of
     parameters. Raises `RunError` when not even one direction of one parameter fits.
     """
-    types = tuple(work.probes)
+    types, work = tuple(work.probes), _with_rows(model, work, free_bytes)
     for storage, per_group, blocks in _choices(len(types)):
         groups = _cut(types, math.ceil(len(types) / per_group))
         parts = _parameter_blocks(model.trained, blocks)
@@ -158,7 +161,16 @@ def make_plan(model: ModelSize, work: Work, free_bytes: int) -> Plan:
     forwards = _forwards(model, work, len(groups), len(parts), len(kernel))
     flops = forwards * 2 * (model.multiplied + model.head / 2) * work.tokens
     disk = len(types) * model.trained_numbers * _bytes(storage)
-    return Plan(storage, groups, parts, kernel, SLICE_ROWS, peak, disk, forwards, flops)
+    size = SLICE_BATCHES * work.rows
+    return Plan(storage, groups, parts, kernel, work.rows, size, peak, disk, forwards, flops)
+
+
+def _with_rows(model: ModelSize, work: Work, free_bytes: int) -> Work:
+    """The work in batches whose activations take a third of the memory at most."""
+    sizes = [ROWS >> power for power in range(ROWS.bit_length())]
+    made = [replace(work, rows=rows) for rows in sizes]
+    fitting = [each for each in made if _activations(model, each) <= free_bytes * SHARE / 3]
+    return fitting[0] if fitting else made[-1]
 
 
 def _choices(types: int) -> list[tuple[str, int, int]]:
@@ -194,8 +206,8 @@ def _bytes(storage: str) -> int:
 
 def _activations(model: ModelSize, work: Work) -> int:
     """Bytes that one batch leaves behind for its backward pass, at most."""
-    body = ROWS * work.longest * (model.width + model.heads * work.longest) * 4
-    logits = 4 * ROWS * work.longest_response * model.vocabulary * 4
+    body = work.rows * work.longest * (model.width + model.heads * work.longest) * 4
+    logits = 4 * work.rows * work.longest_response * model.vocabulary * 4
     return body + logits
 
 
@@ -214,7 +226,7 @@ def _attribution_peak(
 def _kernel_peak(model: ModelSize, work: Work, storage: str, parts: Sequence[Sequence[str]]) -> int:
     block = _largest(model, parts)
     held = work.kernel_updated * work.seeds * block * _bytes(storage)
-    seeds = 3 * ROWS * work.longest_response * model.vocabulary * 4
+    seeds = 3 * work.rows * work.longest_response * model.vocabulary * 4
     base = PROCESS_BYTES + model.weights + _activations(model, work) + seeds
     return base + held + max(block * 4, 3 * BLOCK_ELEMENTS * 4) if work.kernel_probes else 0
 
