@@ -116,7 +116,7 @@ def test_ctrl_c_leaves_a_readable_record_and_a_report(tmp_path: Path) -> None:
         demo.kill()
     assert demo.returncode == 130
     assert "Stopped. The record is run/record.jsonl" in " ".join(out.split())
-    assert err == ""
+    assert err.strip() == ""
     assert lines(record)[-1]["kind"] == "end"
     assert lines(record)[-1]["reason"] == "signal"
     assert (tmp_path / "run" / "report.html").exists()

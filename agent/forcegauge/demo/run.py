@@ -24,6 +24,9 @@ from forcegauge.record import RECORD_NAME, open_record, read_record
 from forcegauge.report import write_report
 from forcegauge.reporting.story import tell
 
+PROBES_A_PHASE = 5
+"""Evenly spaced ones, after the dense early ones that every phase begins with."""
+
 PHASES = {"sft": sft_trainer, "dpo": dpo_trainer}
 
 
@@ -89,22 +92,21 @@ def run_name(recipe: Recipe) -> str:
 
 
 def _train(recipe: Recipe, directory: Path, port: int, console: Console) -> None:
-    with console.status(f"Loading {HUB_NAME} (the first time it is converted, about 20 s)"):
+    with console.status("Loading the model (the first time it is fetched or converted)"):
         path = demo_model()
         tokenizer: Any = AutoTokenizer.from_pretrained(path)
         model: Any = AutoModelForCausalLM.from_pretrained(path)
     probes = demo_probes(recipe)
     console.print(f"{recipe.pairs} preference pairs, {len(probes)} probes, {HUB_NAME}\n")
     with progress_bar(console) as progress:
-        steps = recipe.sft_steps + recipe.dpo_steps
-        task = progress.add_task("", total=steps, loss="-", verdict="")
+        task = progress.add_task("", total=sum(recipe.steps.values()), loss="-", verdict="")
         for phase, make in PHASES.items():
             trainer = make(recipe, model, tokenizer, directory)
             gauge = ForceGaugeCallback(
                 probes=probes,
                 run=run_name(recipe),
                 directory=directory,
-                every=recipe.every,
+                every=recipe.steps[phase] // PROBES_A_PHASE,
                 budget=None,
                 port=port,
             )

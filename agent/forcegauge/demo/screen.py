@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from forcegauge.demo.words import rows, sentences
@@ -25,9 +26,7 @@ SHOWN = {
 }
 """Response type -> heading of its column of log-probs."""
 
-TITLE = (
-    "Log-prob of each kind of answer in nats per token; argmax: what the likeliest tokens gained"
-)
+TITLE = "Nats per token; argmax: gain of the likeliest tokens in DPO"
 
 STYLES = {"squeezing": "bold red", "diverging": "bold red", "collapsed": "bold red"}
 
@@ -100,15 +99,15 @@ class Watcher(TrainerCallback):
 
 def heading() -> str:
     """The heading over the lines of probes."""
-    types = "".join(f"{name:>10}" for name in SHOWN.values())
-    return f"{'phase':<6}{'step':>4}{types}{'squeeze':>10}  verdict"
+    types = "".join(f"{name:>9}" for name in SHOWN.values())
+    return f"{'phase':<6}{'step':>4}{types}{'squeeze':>9}  verdict"
 
 
 def probe_line(probe: Line) -> str:
     """One probe: log-probs in nats per token, the squeeze index, the verdict."""
     scores, signals = probe["scores"], probe["signals"]
-    levels = "".join(f"{scores[name]['logprob_mean']['mean']:>10.2f}" for name in SHOWN)
-    squeeze = f"{signals['squeeze_nats']:>+10.2f}" if "squeeze_nats" in signals else f"{'':>10}"
+    levels = "".join(f"{scores[name]['logprob_mean']['mean']:>9.2f}" for name in SHOWN)
+    squeeze = f"{signals['squeeze_nats']:>+9.2f}" if "squeeze_nats" in signals else f"{'':>9}"
     return f"{probe['phase']:<6}{probe['step']:>4}{levels}{squeeze}  {probe['verdict']}"
 
 
@@ -118,17 +117,22 @@ def show_summary(console: Console, story: Story) -> None:
     console.print(_table(story))
     for sentence in sentences(story):
         console.print(f"\n{sentence}", highlight=False)
-    line = story.verdict_line
-    if line is not None:
-        style = STYLES.get(line["verdict"], "bold green")
-        text = f"\nVerdict: [{style}]{line['verdict']}[/]. {line['evidence']} {line['advice']}"
-        console.print(text, highlight=False)
+    if story.verdict_line is not None:
+        console.print(_verdict(story.verdict_line))
+
+
+def _verdict(line: Line) -> Text:
+    verdict, evidence = line["verdict"], line["evidence"]
+    # Alarms begin with their name, which is the verdict's when one leads to it.
+    rest = evidence.removeprefix(verdict) if evidence.startswith(verdict) else f". {evidence}"
+    style = STYLES.get(verdict, "bold green")
+    return Text.assemble("\nVerdict: ", (verdict, style), f"{rest} {line['advice']}")
 
 
 def _table(story: Story) -> Table:
     table = Table(title=TITLE, box=None)
     table.add_column("answers")
-    for name in ("before", "after SFT", "after DPO", "argmax"):
+    for name in ("before", "after\nSFT", "after\nDPO", "argmax"):
         table.add_column(name, justify="right")
     table.add_column("what happened")
     for row in rows(story):

@@ -19,7 +19,8 @@ class Recipe:
     """Settings that squeeze within minutes; ``healthy`` changes what SFT learns, nothing else.
 
     With SFT on chosen answers alone the rejected ones are unlikely when DPO pushes them down: it
-    pushes in the valley. SFT on both answers first lifts them out of it (the paper's remedy).
+    pushes in the valley. SFT on both first lifts them out of it (the paper's remedy); each answer
+    is seen as often, hence in twice the steps.
     """
 
     healthy: bool = False
@@ -33,7 +34,16 @@ class Recipe:
     dpo_warmup: int = 4
     beta: float = 0.1
     seed: int = 0
-    every: int = 4
+
+    @property
+    def sft_answers(self) -> tuple[str, ...]:
+        """Response types that SFT trains on."""
+        return ("chosen", "rejected") if self.healthy else ("chosen",)
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Optimizer steps of each phase, by its name."""
+        return {"sft": self.sft_steps * len(self.sft_answers), "dpo": self.dpo_steps}
 
 
 def training_pairs(recipe: Recipe) -> list[Pair]:
@@ -52,15 +62,14 @@ def sft_trainer(recipe: Recipe, model: Any, tokenizer: Any, output: Path) -> Any
     """TRL's SFTTrainer on the chosen answers, for the healthy recipe on the rejected ones too."""
     from trl import SFTConfig, SFTTrainer
 
-    answers = ("chosen", "rejected") if recipe.healthy else ("chosen",)
     rows = [
         {"prompt": _messages(pair), "completion": _answer(pair, name)}
         for pair in training_pairs(recipe)
-        for name in answers
+        for name in recipe.sft_answers
     ]
     args = SFTConfig(
         **_common(recipe, output),
-        max_steps=recipe.sft_steps * len(answers),
+        max_steps=recipe.steps["sft"],
         learning_rate=recipe.sft_rate,
         per_device_train_batch_size=recipe.batch,
     )
@@ -82,7 +91,7 @@ def dpo_trainer(recipe: Recipe, model: Any, tokenizer: Any, output: Path) -> Any
     ]
     args = DPOConfig(
         **_common(recipe, output),
-        max_steps=recipe.dpo_steps,
+        max_steps=recipe.steps["dpo"],
         learning_rate=recipe.dpo_rate,
         warmup_steps=recipe.dpo_warmup,
         per_device_train_batch_size=recipe.batch,
