@@ -1,0 +1,124 @@
+"""One line for Lightning: ``Trainer(callbacks=[ForceGaugeCallback(...)])``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
+
+from forcegauge.detectors import Judgement
+from forcegauge.errors import InputError
+from forcegauge.gauge import ForceGauge
+from forcegauge.probes import ProbeSet
+
+FOLDER = "forcegauge"
+
+
+class ForceGaugeCallback(pl.Callback):
+    """Watches a training with Lightning's ``Trainer``.
+
+        Trainer(callbacks=[ForceGaugeCallback("probes.jsonl", tokenizer, run="my-run", every=50)])
+
+    ``model`` names the attribute of the LightningModule that holds the Hugging Face model.
+    ``options`` are `ForceGauge`'s: ``phase``, ``loss``, ``budget``, ... The directory is
+    ``DEFAULT_ROOT_DIR/forcegauge`` unless named. Steps are the trainer's ``global_step``. A
+    checkpoint of `ModelCheckpoint` is noted when its path is new: ``last.ckpt`` is not.
+    """
+
+    def __init__(
+        self,
+        probes: str | Path | ProbeSet,
+        tokenizer: Any,
+        run: str | None = None,
+        *,
+        model: str = "model",
+        every: int = 50,
+        directory: str | Path | None = None,
+        on_alarm: Callable[[Judgement], None] | None = None,
+        **options: Any,
+    ) -> None:
+        # read here and not in the trainer, so that a bad probe file is told before the model loads
+        self._probes = probes if isinstance(probes, ProbeSet) else ProbeSet.load(probes)
+        self._tokenizer, self._name, self._directory = tokenizer, model, directory
+        self._options = {**options, "run": run, "every": every, "on_alarm": on_alarm}
+        self._saved: set[str] = set()
+        self._step = 0
+        self.gauge: ForceGauge | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the baseline, or go on from it after a resume.
+
+        Raises `InputError` where the module has no such model.
+        """
+        model = self._model(pl_module)
+        directory = self._directory or Path(trainer.default_root_dir) / FOLDER
+        self.gauge = ForceGauge(self._probes, self._tokenizer, directory=directory, **self._options)
+        self._step, self._saved = trainer.global_step, checkpoints(trainer)
+        self.gauge.step(model, self._step)
+        self.gauge.attach(model)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note what was saved since the last batch: Lightning saves after all other callbacks."""
+        self._note_checkpoints(trainer)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Probe when it is due; a batch that only accumulates gradients is no step."""
+        if self.gauge is not None and trainer.global_step != self._step:
+            self._step = trainer.global_step
+            # left a tensor: a float would wait for the device at every step
+            loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+            self.gauge.step(self._model(pl_module), self._step, loss=loss)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Probe the last state and end the record; the endpoint stays."""
+        self._note_checkpoints(trainer)
+        if self.gauge is not None:
+            self.gauge.finish(self._model(pl_module), trainer.global_step)
+            self.gauge.close("stopped" if trainer.should_stop else "finished")
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """End the record and say why."""
+        told = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if self.gauge is not None:
+            self.gauge.close("signal" if told else "error")
+
+    def _model(self, pl_module: pl.LightningModule) -> nn.Module:
+        found = getattr(pl_module, self._name, None)
+        if isinstance(found, nn.Module):
+            return found
+        names = ", ".join(name for name, _ in pl_module.named_children()) or "none"
+        raise InputError(
+            f"{type(pl_module).__name__} has no module '{self._name}'",
+            field="model",
+            fix=f"Name the attribute that holds the Hugging Face model (modules: {names})",
+        )
+
+    def _note_checkpoints(self, trainer: pl.Trainer) -> None:
+        if self.gauge is not None:
+            found = checkpoints(trainer)
+            for path in sorted(found - self._saved):
+                self.gauge.saved(path, trainer.global_step)
+            self._saved = found
+
+
+def checkpoints(trainer: pl.Trainer) -> set[str]:
+    """Paths that `ModelCheckpoint` callbacks keep now; ``last.ckpt`` is not among them."""
+    keepers = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+    paths = {path for one in keepers for path in (one.best_model_path, *one.best_k_models)}
+    return paths - {""}
