@@ -189,9 +189,16 @@ def test_the_tokenizers_padding_side_changes_nothing(
     assert scored_logprobs(Scorer(PROBES, tokenizer), model) == before
 
 
-def test_the_same_weights_give_the_same_bits(tiny_model: Make, tokenizer: Any) -> None:
-    model, scorer = tiny_model("llama"), Scorer(PROBES, tokenizer)
-    assert scored_logprobs(scorer, model) == scored_logprobs(scorer, model)
+@pytest.mark.parametrize("convert", [nn.Module.float, nn.Module.bfloat16])
+def test_the_same_weights_in_the_same_layout_give_the_same_bits(
+    convert: Callable[[nn.Module], nn.Module], tiny_model: Make, tokenizer: Any
+) -> None:
+    scorer = Scorer(PROBES, tokenizer)
+    first, again = (scorer.score(convert(tiny_model("llama"))) for _ in range(2))
+    fresh = Scorer(PROBES, tokenizer).score(convert(tiny_model("llama")))
+    for name in STATISTICS:
+        for other in (again, fresh):
+            np.testing.assert_array_equal(first.values[name], other.values[name], err_msg=name)
 
 
 lengths = st.integers(1, 30)

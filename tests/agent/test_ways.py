@@ -227,6 +227,24 @@ def test_any_lengths_packing_and_budget_are_equal_to_single_sequences(
             assert_near(scored(model, sequences, way, budget=budget), wanted)
 
 
+def test_very_long_prompts_and_responses_are_equal_to_single_sequences(tiny_model: Make) -> None:
+    sequences = make_sequences([(1500, [1, 700, 40]), (3, [900, 2])])
+    for changes in ({}, {"num_key_value_heads": 1}):
+        model = tiny_model("llama", max_position_embeddings=4096, **changes)
+        wanted = plain(model, sequences)
+        for way in every_way[:2]:
+            assert_near(scored(model, sequences, way, budget=1000), wanted)
+
+
+def test_equal_responses_score_equal(tiny_model: Make) -> None:
+    prompt, response = tuple(range(5, 25)), tuple(range(30, 45))
+    twins = [TokenSequence(0, place, prompt, response) for place in range(5)]
+    for way in every_way:
+        first, *others = scored(tiny_model("gpt2"), twins, way, budget=300).view(5, -1)
+        for other in others:
+            torch.testing.assert_close(other, first, rtol=0, atol=1e-5)
+
+
 def test_a_response_sees_nothing_of_its_neighbours(tiny_model: Make) -> None:
     model = tiny_model("llama")
     (alone,) = [item for item in MIXED if (item.probe, item.type) == (3, 1)]
