@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
 
 from forcegauge.errors import InputError, RunError
+from forcegauge.pairs_survey import Survey, number
 from forcegauge.textfiles import read_lines, write_whole
 
 DIGITS = 7
@@ -27,53 +31,53 @@ class Ranking:
     top: Sequence[Mapping[str, Any]]
     bottom: Sequence[Mapping[str, Any]]
     count: int
-    entanglements: Sequence[float]
+    entanglements: npt.NDArray[np.float64]
     """rho+, falling."""
 
     @property
     def displacing(self) -> int:
         """Pairs with rho+ above 1."""
-        return sum(value > 1 for value in self.entanglements)
+        return int((self.entanglements > 1).sum())
 
     @property
     def median(self) -> float | None:
         """Median rho+, None when no pair has one."""
-        return median(self.entanglements) if self.entanglements else None
+        return float(np.median(self.entanglements)) if self.entanglements.size else None
 
 
-def read_measured(path: str | Path, model: str, expected: Mapping[str, str]) -> set[str]:
-    """Ids of the pairs that the file holds already; a torn last line is cut off.
+def read_measured(path: str | Path, model: str, looked: Survey, run: Sequence[object]) -> bytearray:
+    """1 for every pair that the file holds already, by its number; a torn last line is cut off.
 
-    ``expected`` is the hash of every pair by id. Raises `InputError` for a file that holds
-    something else: another model's pairs, other pairs, or no ranking at all.
+    ``run`` is what all hashes begin with. Raises `InputError` for a file that holds something
+    else: another model's pairs, other pairs, or no ranking at all.
     """
+    found, whole = bytearray(len(looked.digests)), 0
     if not Path(path).exists():
-        return set()
-    found, whole = set(), 0
-    for number, text in read_lines(path):
+        return found
+    for line, text in read_lines(path):
         if not text.endswith("\n") and text[:4] in _TORN:
             _cut(path, whole)
             break
-        row = _row(text, path, number)
+        row = _row(text, path, line)
         if row["model"] != model:
             raise InputError(f"holds pairs measured with {row['model']}", fix=_OTHER, file=path)
-        if expected.get(row["id"]) != row["hash"]:
+        if looked.expected(row["id"], run) != row["hash"]:
             problem = f"holds {row['id']} of another dataset, with other weights or settings"
-            raise InputError(problem, fix=_OTHER, file=path, line=number)
-        found.add(row["id"])
+            raise InputError(problem, fix=_OTHER, file=path, line=line)
+        found[number(row["id"])] = 1
         whole += len(text.encode())
     return found
 
 
-def _row(text: str, path: str | Path, number: int) -> dict[str, Any]:
+def _row(text: str, path: str | Path, line: int) -> dict[str, Any]:
     try:
         row = json.loads(text)
         known = {name: str(row[name]) for name in ("id", "model", "hash")}
-        _place(known)
+        number(known["id"])
         return {**row, **known}
     except (ValueError, KeyError, TypeError, IndexError):
         fix = "Write to another file"
-        raise InputError("is no line of a ranking", fix=fix, file=path, line=number) from None
+        raise InputError("is no line of a ranking", fix=fix, file=path, line=line) from None
 
 
 def _cut(path: str | Path, size: int) -> None:
@@ -105,24 +109,37 @@ def _number(value: float) -> float | None:
 
 def put_in_order(path: str | Path, top: int) -> Ranking:
     """Rewrite the file with the most entangled pair first and a rank in each line; pairs without
-    an entanglement come last, equals in the order of the dataset."""
-    lines: list[tuple[float, int, str]] = []
-    for number, text in read_lines(path):
-        row = _row(text, path, number)
+    an entanglement come last, equals in the order of the dataset. Lines stay on disk: a few bytes
+    of each are held."""
+    values, numbers, starts = array("d"), array("Q"), array("Q")
+    start = 0
+    for line, text in read_lines(path):
+        row = _row(text, path, line)
         value = row.get("entanglement")
-        lines.append((math.inf if value is None else -value, _place(row), _ranked(row)))
-    lines.sort()
-    ranked = [f'{{"rank": {rank}, {text}\n' for rank, (_, _, text) in enumerate(lines, start=1)]
-    write_whole(path, "".join(ranked))
-    rows = [json.loads(text) for text in (*ranked[:top], *ranked[top:][-top:])]
-    return Ranking(rows[:top], rows[top:], len(lines), [-v for v, _, _ in lines if v < math.inf])
+        values.append(math.nan if value is None else value)
+        numbers.append(number(row["id"]))
+        starts.append(start)
+        start += len(text.encode())
+    falling = -np.frombuffer(values)
+    order = np.lexsort((np.frombuffer(numbers, np.uint64), falling))  # NaN comes last
+    places = np.frombuffer(starts, np.uint64)[order]
+    ends: list[Mapping[str, Any]] = []
+    with Path(path).open("rb") as stream:
+        write_whole(path, _ranked(stream, places, top, ends))
+    known = -falling[order]
+    return Ranking(ends[:top], ends[top:], len(known), known[np.isfinite(known)])
 
 
-def _place(row: Mapping[str, Any]) -> int:
-    """Line or row in the dataset, which the id names."""
-    return int(str(row["id"]).rpartition("-")[2])
-
-
-def _ranked(row: Mapping[str, Any]) -> str:
-    """The line without its start, where the rank will stand."""
-    return json.dumps({name: value for name, value in row.items() if name != "rank"})[1:]
+def _ranked(
+    stream: BinaryIO, places: npt.NDArray[np.uint64], top: int, ends: list[Mapping[str, Any]]
+) -> Iterator[str]:
+    """The lines at these places of the file with their rank; those at both ends are kept."""
+    for rank, place in enumerate(places, start=1):
+        stream.seek(int(place))
+        row = {
+            "rank": rank,
+            **{k: v for k, v in json.loads(stream.readline()).items() if k != "rank"},
+        }
+        if rank <= top or rank > max(top, len(places) - top):
+            ends.append(row)
+        yield json.dumps(row) + "\n"

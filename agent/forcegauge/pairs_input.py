@@ -6,10 +6,10 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ EXTRA_COLUMNS = (
     "unrelated",
 )
 """Response types that a dataset may bring along as columns of their own."""
+
+PARQUET_ROWS = 1024
+"""Rows of a Parquet file that are held at once."""
 
 _SHAPES = (
     "Columns are prompt, chosen and rejected; chosen and rejected with the prompt in both; "
@@ -92,20 +95,38 @@ def read_pairs(source: str, *, split: str | None = None, subset: str | None = No
     `split` (default ``train``) and `subset` are for datasets only. Ids name the line of a text file
     or the row of a table, counted from 1. Raises `InputError` naming file, line or row, and field.
     """
-    pairs: list[Pair] = []
     skipped: dict[str, list[str]] = {}
-    count = 0
-    for row in _rows(source, split, subset):
-        try:
-            pairs.append(_pair(row, count))
-        except _UnusableError as reason:
-            skipped.setdefault(str(reason), []).append(row.id)
-        count += 1
+
+    def skip(reason: str, identity: str) -> None:
+        skipped.setdefault(reason, []).append(identity)
+
+    pairs = tuple(stream_pairs(source, split=split, subset=subset, skip=skip))
     if not pairs:
         why = next(iter(skipped), "")
         problem = f"no row can be used: in the first, {why}" if why else "holds no rows"
         raise InputError(problem, fix=_SHAPES, file=source)
-    return Pairs(tuple(pairs), count, {why: tuple(ids) for why, ids in skipped.items()})
+    count = len(pairs) + sum(map(len, skipped.values()))
+    return Pairs(pairs, count, {why: tuple(ids) for why, ids in skipped.items()})
+
+
+def stream_pairs(
+    source: str,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    skip: Callable[[str, str], None],
+) -> Iterator[Pair]:
+    """As `read_pairs`, one example at a time and none of them kept.
+
+    ``skip`` is called with the reason and the id of a row that is not usable.
+    """
+    for place, row in enumerate(_rows(source, split, subset)):
+        try:
+            pair = _pair(row, place)
+        except _UnusableError as reason:
+            skip(str(reason), row.id)
+        else:
+            yield pair
 
 
 def is_dataset(source: str) -> bool:
@@ -172,7 +193,7 @@ def _parquet_rows(source: str) -> Iterator[_Row]:
         raise InputError(problem, fix="pip install datasets", file=source) from None
     try:
         with pq.ParquetFile(source) as table:
-            batches = table.iter_batches()
+            batches = table.iter_batches(PARQUET_ROWS)
             rows = (values for batch in batches for values in batch.to_pylist())
             for number, values in enumerate(rows, start=1):
                 yield _Row(source, number, "row", values)
@@ -186,6 +207,13 @@ def _parquet_rows(source: str) -> Iterator[_Row]:
 def _dataset_rows(name: str, split: str, subset: str | None) -> Iterator[_Row]:
     if not (name and Path(name).is_dir()) and not _HUB_NAME.fullmatch(name):
         raise InputError("no such file", fix="Check the path", file=name)
+    for number, values in enumerate(_loaded(name, split, subset), start=1):
+        yield _Row(f"{name} {split}", number, "row", values)
+
+
+@cache
+def _loaded(name: str, split: str, subset: str | None) -> Any:
+    """The dataset, which lies on disk and not in memory; it may be streamed more than once."""
     try:
         import datasets
     except ImportError:
@@ -193,13 +221,11 @@ def _dataset_rows(name: str, split: str, subset: str | None) -> Iterator[_Row]:
         raise InputError(problem, fix="pip install datasets", file=name) from None
     try:
         with _quiet_hub():
-            dataset = datasets.load_dataset(name, subset, split=split)
+            return datasets.load_dataset(name, subset, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         problem = f"cannot be loaded ({first_line(error)})"
         fix = "Check the name, the split and the network, or give a file"
         raise InputError(problem, fix=fix, file=name) from None
-    for number, values in enumerate(dataset, start=1):
-        yield _Row(f"{name} {split}", number, "row", values)
 
 
 @contextmanager

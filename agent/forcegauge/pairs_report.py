@@ -7,6 +7,8 @@ from importlib import metadata, resources
 from string import Template
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from rich.table import Table
 from rich.text import Text
 
@@ -162,18 +164,16 @@ def _headline(ranking: Ranking, notes: Sequence[str]) -> str:
     return f'<ul class="tiles">{listed}</ul><section class="card">{said}</section>'
 
 
-def _histogram(values: Sequence[float]) -> str:
-    if not values:
+def _histogram(values: npt.NDArray[np.float64]) -> str:
+    if not values.size:
         return ""
-    last = len(values) - 1
-    low, high = min(values[round(0.99 * last)], 0.0), max(values[round(0.01 * last)], 1.2)
+    low, high = np.quantile(values, (0.01, 0.99))
+    low, high = min(float(low), 0.0), max(float(high), 1.2)
     step = (high - low) / BINS
-    counts = [0] * BINS
-    for value in values:
-        counts[min(max(int((value - low) / step), 0), BINS - 1)] += 1
+    counts, _ = np.histogram(values.clip(low, high), BINS, (low, high))
     bars = "".join(
-        _bar(place, count / max(counts), low + (place + 0.5) * step > 1, count)
-        for place, count in enumerate(counts)
+        _bar(place, count / counts.max(), low + (place + 0.5) * step > 1, count)
+        for place, count in enumerate(counts.tolist())
         if count
     )
     one = (1 - low) / (high - low) * WIDTH

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from forcegauge.errors import InputError, RunError
@@ -52,22 +52,22 @@ def check_target(path: str | Path) -> None:
         raise InputError("its folder does not exist", fix=f"Make {target.parent} first", file=path)
 
 
-def write_whole(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all; raises `InputError` as `check_target` does, and
-    `RunError` when it fails for want of space or rights."""
+def write_whole(path: str | Path, text: str | Iterable[str]) -> None:
+    """Write UTF-8 text (or its parts one by one), whole or not at all; raises `InputError` as
+    `check_target` does, and `RunError` when it fails for want of space or rights."""
     check_target(path)
     try:
-        _replace(Path(path), text.encode())
+        _replace(Path(path), [text] if isinstance(text, str) else text)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror}).") from None
 
 
-def _replace(target: Path, content: bytes) -> None:
+def _replace(target: Path, parts: Iterable[str]) -> None:
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:64]}.")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+            stream.writelines(part.encode() for part in parts)
         # mkstemp makes private files; a probe set is read by others like any file of its folder.
         umask = os.umask(0)
         os.umask(umask)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +15,8 @@ from forcegauge.textfiles import check_target
 
 if TYPE_CHECKING:
     from forcegauge.pairs import PairMeter, TokenPair
-    from forcegauge.pairs_file import Ranking
-    from forcegauge.pairs_input import Pair, Pairs
+    from forcegauge.pairs_input import Pair
+    from forcegauge.pairs_survey import LeftOut, Source, Survey
 
 Window = list[tuple["Pair", "TokenPair"]]
 
@@ -66,17 +64,15 @@ def pairs(
     """
     target = output or f"{Path(dataset.rstrip('/')).stem or 'pairs'}.ranked.jsonl"
     _check_output(target, dataset)
-    from forcegauge.pairs_input import is_dataset, read_pairs
+    from forcegauge.pairs_input import is_dataset
+    from forcegauge.pairs_survey import Source, survey
 
     if is_dataset(dataset):
         click.echo(f"Loading {dataset} ...")
-    found = read_pairs(dataset, split=split, subset=subset)
-    usable = [pair for pair in found.pairs if "rejected" in pair.responses]
-    if not usable:
-        fix = "Give a dataset with chosen and rejected answers"
-        raise InputError("no row has a rejected answer", fix=fix, file=dataset)
-    there, left_out = measure_all(target, model, usable, Settings(**settings))
-    _finish(target, dataset, model, found, top, there, left_out)
+    source = Source(dataset, split, subset)
+    looked = survey(source)
+    there = measure_all(target, model, source, looked, Settings(**settings))
+    _finish(target, source, model, looked, top, there)
 
 
 def _check_output(target: str, dataset: str) -> None:
@@ -92,51 +88,51 @@ def _page_path(target: str) -> Path:
     return Path(target).with_suffix(".html")
 
 
-def measure_all(
-    target: str, name: str, usable: Sequence[Pair], settings: Settings
-) -> tuple[int, dict[str, list[str]]]:
-    """Add a line for every pair that the file lacks; returns how many were there already, and the
-    ids of those that were left out, by reason."""
+def measure_all(target: str, name: str, source: Source, looked: Survey, settings: Settings) -> int:
+    """Add a line for every pair that the file lacks; returns how many were there already.
+
+    A few pairs are held at a time. Those that cannot be measured go to ``looked.left_out``.
+    """
     from forcegauge.loading import load_model, load_tokenizer, pick_device
     from forcegauge.pairs import PairMeter, weights_hash
     from forcegauge.pairs_file import add_rows, read_measured
+    from forcegauge.pairs_survey import number
 
     device = pick_device(settings.device)
     tokenizer = load_tokenizer(name)
     model = load_model(name, dtype=settings.dtype, device=device)
     run = [weights_hash(model), settings.max_prompt_tokens, settings.max_response_tokens]
-    hashes = {pair.id: _pair_hash(run, pair) for pair in usable}
-    there = read_measured(target, name, hashes)
-    left_out: dict[str, list[str]] = {}
+    there = read_measured(target, name, looked, run)
     meter = None
-    with _progress(len(usable)) as advance:
-        for window, passed in _windows(model, tokenizer, usable, settings, left_out):
+    with _progress(looked.pairs) as advance:
+        for window, passed in _windows(model, tokenizer, source.pairs(), settings, looked.left_out):
             meter = meter or PairMeter(model, [tokens for _, tokens in window])
             # Measured whole even when a part is there: other batches would change the last digits.
-            if any(pair.id not in there for pair, _ in window):
-                rows = _rows(meter, window, name, hashes)
-                add_rows(target, (row for row in rows if row["id"] not in there))
+            if not all(there[number(pair.id)] for pair, _ in window):
+                rows = _rows(meter, window, name, looked, run)
+                add_rows(target, (row for row in rows if not there[number(row["id"])]))
             advance(passed)
     if meter is None:
         fix = "Set --max-prompt-tokens and --max-response-tokens"
-        raise InputError(f"no pair can be measured: {next(iter(left_out))}", fix=fix)
-    return len(there), left_out
+        raise InputError(f"no pair can be measured: {[*looked.left_out.counts][-1]}", fix=fix)
+    return sum(there)
 
 
 def _rows(
-    meter: PairMeter, window: Window, name: str, hashes: Mapping[str, str]
+    meter: PairMeter, window: Window, name: str, looked: Survey, run: Sequence[object]
 ) -> Iterator[dict[str, Any]]:
     found = meter.measure([tokens for _, tokens in window])
     for (pair, _), values in zip(window, found, strict=True):
-        yield {"id": pair.id, "model": name, **asdict(values), "hash": hashes[pair.id]}
+        mark = looked.expected(pair.id, run)
+        yield {"id": pair.id, "model": name, **asdict(values), "hash": mark}
 
 
 def _windows(
     model: Any,
     tokenizer: Any,
-    usable: Sequence[Pair],
+    usable: Iterable[Pair],
     settings: Settings,
-    left_out: dict[str, list[str]],
+    left_out: LeftOut,
 ) -> Iterator[tuple[Window, int]]:
     """Neighbouring pairs of at most `TOKEN_BUDGET` tokens and how many were passed; the same in
     every call, so that a continued ranking has the numbers of one that was not interrupted."""
@@ -152,7 +148,7 @@ def _windows(
         tokens = encode_pair(tokenizer, pair, **limits)
         reason = unfit(tokens, model)
         if reason:
-            left_out.setdefault(reason, []).append(pair.id)
+            left_out.add(reason, pair.id)
         elif window and size + len(tokens) > TOKEN_BUDGET:
             yield window, passed
             window, size, passed = [], 0, 0
@@ -162,11 +158,6 @@ def _windows(
             size += len(tokens)
     if window:
         yield window, passed
-
-
-def _pair_hash(run: Sequence[object], pair: Pair) -> str:
-    texts = [pair.prompt_key, pair.chosen, pair.responses["rejected"]]
-    return hashlib.sha256(json.dumps([*run, *texts]).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -180,15 +171,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.advance(task, count)
 
 
-def _finish(
-    target: str,
-    dataset: str,
-    model: str,
-    found: Pairs,
-    top: int,
-    there: int,
-    left_out: Mapping[str, Sequence[str]],
-) -> None:
+def _finish(target: str, source: Source, model: str, looked: Survey, top: int, there: int) -> None:
     from rich.console import Console
 
     from forcegauge.pairs_file import put_in_order
@@ -196,24 +179,18 @@ def _finish(
     from forcegauge.textfiles import write_whole
 
     ranking = put_in_order(target, top)
-    texts = _texts(found, ranking)
+    texts = source.pick({row["id"] for row in (*ranking.top, *ranking.bottom)})
     console = Console(highlight=False)
     console.print(ranking_table(ranking, texts))
-    notes = [summary(ranking), *_notes(found, left_out)]
+    notes = [summary(ranking), *_notes(looked)]
     page = _page_path(target)
-    write_whole(page, ranking_page(ranking, texts, dataset, model, notes))
+    write_whole(page, ranking_page(ranking, texts, source.name, model, notes))
     before = f", {there} of them were there already" if there else ""
     click.echo(f"{target}: {ranking.count} pairs{before}. Page: {page}")
     click.echo("\n".join(notes))
 
 
-def _texts(found: Pairs, ranking: Ranking) -> dict[str, Pair]:
-    wanted = {row["id"] for row in (*ranking.top, *ranking.bottom)}
-    return {pair.id: pair for pair in found.pairs if pair.id in wanted}
-
-
-def _notes(found: Pairs, left_out: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    alone = [pair.id for pair in found.pairs if "rejected" not in pair.responses]
-    reasons = {**found.skipped, **left_out} | ({"no rejected answer": alone} if alone else {})
-    for reason, ids in reasons.items():
-        yield f"Left out: {len(ids)} of {found.rows} rows, {reason} (first: {ids[0]})."
+def _notes(looked: Survey) -> Iterator[str]:
+    for reason, count in looked.left_out.counts.items():
+        first = looked.left_out.first[reason]
+        yield f"Left out: {count} of {looked.rows} rows, {reason} (first: {first})."
