@@ -11,7 +11,7 @@ PACKAGES := prometheus chromium
 PROGRAMS := prometheus promtool chromium
 APT := apt-get -o Dpkg::Use-Pty=0 -qq
 
-.PHONY: demo demo-healthy test lint fmt unit system clean
+.PHONY: bench-alarms demo demo-healthy test lint fmt unit system bench-entk bench-scoring clean
 
 demo: $(VENV)/ready
 	$(BIN)/forcegauge demo
@@ -34,6 +34,22 @@ lint: $(VENV)/ready
 fmt: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What attribution costs beside the other ways, bergson among them; some minutes on two quiet cores.
+BERGSON := bergson==2.5.1 jaxtyping wadler-lindig ml_dtypes natsort petname simple-parsing docstring-parser
+bench-entk: $(VENV)/ready
+	$(BIN)/pip install -q --no-deps --upgrade --target build/bergson $(BERGSON)
+	TQDM_DISABLE=1 PYTHONPATH=build/bergson $(BIN)/python -m tests.benchmarks.entk -o build/entk.json
+	$(BIN)/python -m tests.benchmarks.entk_page build/entk.json
+
+# Scoring beside the other ways and the floors, about 12 minutes on two quiet cores; the page too.
+bench-scoring: $(VENV)/ready
+	$(BIN)/pip install -q -e '.[bench]'
+	$(BIN)/python -m tests.benchmarks.scoring --results build/scoring.jsonl --page agent
+
+# Replays the alarms on recorded finetunes and writes agent/alarms.md: seconds.
+bench-alarms: $(VENV)/ready
+	$(BIN)/python -m tests.benchmarks.alarms
 
 # Servers and a browser for the tests, where they are missing and we may install them.
 system: $(VENV)/ready

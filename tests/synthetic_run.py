@@ -19,6 +19,8 @@ PROBES = 8
 SFT_STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 20)
 DPO_STEPS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24)
 
+CHECKPOINTS = (("sft", 20, True), ("dpo", 30, True), ("dpo", 44, False))
+
 BASE = (-2.7, -3.0, -3.2, -3.3, -3.6, -3.7, -3.6, -4.0, -4.2, -5.9, -8.6, -0.45)
 SFT_GAIN = (2.1, 0.5, 0.9, 0.3, 0.6, 0.1, 1.5, -0.1, -0.2, -0.5, -0.6, -0.5)
 DPO_GAIN = (-0.5, -6.9, -1.5, -2.2, -1.7, -2.0, -2.2, -1.6, -1.4, -1.2, -0.9, -0.8)
@@ -134,6 +136,9 @@ def two_phase_run(folder: Path) -> Path:
     record = open_record(folder, "demo", clock=lambda: 1790000000.0 + 2.0 * next(ticks))
     write_phase(record, "sft", 0, SFT_STEPS)
     write_phase(record, "dpo", 20, DPO_STEPS)
+    for phase, step, healthy in CHECKPOINTS:
+        facts = {"path": f"out/{phase}/checkpoint-{step}", "healthy": healthy}
+        record.append("checkpoint", facts, phase=phase, step=step)
     record.append("end", {"reason": "finished"}, phase="dpo", step=44)
     record.close()
     write_texts(folder)

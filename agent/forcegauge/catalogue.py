@@ -280,6 +280,62 @@ _FORCES = (
     ),
 )
 
+_CANDIDATES = (
+    _gauge(
+        "top_mass_ratio",
+        "ratio",
+        "Probability of the 5 likeliest tokens together along the responses of a type at the last "
+        "probe, 0 to 1; for chosen and greedy.",
+        "mean_i mean_t sum_{k<=5} pi(k-th likeliest); SimKO, arXiv 2510.14807",
+        "response_type",
+    ),
+    _gauge(
+        "top_mass_change_ratio",
+        "ratio",
+        "Probability of the 5 likeliest tokens together along the responses of a type since the "
+        "phase's baseline, -1 to 1; less argmax_mass_change_ratio: what the runners-up gained.",
+        "D top_mass_ratio",
+        "response_type",
+    ),
+)
+
+_SAMPLES = (
+    _gauge(
+        "sample_agreement_ratio",
+        "ratio",
+        "The share of prompts all of whose samples are the same, 0 to 1, since the probe before; "
+        "they teach nothing, and a rise is lost exploration.",
+        "share of prompts with two or more samples, all of the same tokens",
+    ),
+    _gauge(
+        "sample_distinct_ratio",
+        "ratio",
+        "How different the samples of one prompt are, 0 to 1, since the probe before.",
+        "mean over prompts of distinct / all pairs of neighbouring tokens in its samples "
+        "(distinct-2, Li et al., arXiv 1510.03055)",
+    ),
+    _gauge(
+        "sample_length_tokens",
+        "tokens",
+        "Mean length of the sampled completions since the probe before, in tokens.",
+        "tokens / completions",
+    ),
+    _gauge(
+        "sample_length_drift_ratio",
+        "ratio",
+        "How much longer the sampled completions are than at the first probe of the phase that saw "
+        "any: 1 is twice as long, -0.5 half as long.",
+        "sample_length_tokens / its first value - 1",
+    ),
+    _gauge(
+        "sample_ended_ratio",
+        "ratio",
+        "The share of sampled completions that ended by themselves, 0 to 1, since the probe "
+        "before; the others were cut off.",
+        "completions whose last token is an end token / completions",
+    ),
+)
+
 _ALARMS = (
     _gauge(
         "alarm_value",
@@ -313,7 +369,7 @@ _ALARMS = (
     ),
 )
 
-METRICS = (*_RUN, *_PROGRESS, *_SCORES, *_SIGNALS, *_FORCES, *_ALARMS)
+METRICS = (*_RUN, *_PROGRESS, *_SCORES, *_SIGNALS, *_FORCES, *_CANDIDATES, *_SAMPLES, *_ALARMS)
 """Every metric that the agent exports, in the order in which people read them."""
 
 
@@ -340,4 +396,5 @@ def _signals(row: Metric) -> dict[str, tuple[Metric, tuple[str, ...]]]:
 
 
 _BY_NAME = {row.name: row for row in METRICS}
-_BY_SIGNAL = {k: v for row in (*_SIGNALS, *_FORCES) for k, v in _signals(row).items()}
+_OF_SIGNALS = (*_SIGNALS, *_FORCES, *_CANDIDATES, *_SAMPLES)
+_BY_SIGNAL = {k: v for row in _OF_SIGNALS for k, v in _signals(row).items()}

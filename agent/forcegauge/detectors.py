@@ -20,6 +20,7 @@ from forcegauge.alarms import (
     Condition,
 )
 from forcegauge.alarms import alarm as alarm_named
+from forcegauge.sequential import Cusum
 
 JOINT_SHARE = 0.5
 FALL_NATS = 0.5
@@ -29,7 +30,9 @@ FALL_NATS = 0.5
 class AlarmState:
     """One alarm after a probe; ``streak`` counts probes, ``value`` is None while undefined.
 
-    ``evidence`` is the sentence of numbers with which the alarm last held.
+    ``since_step`` is where the drift began that the alarm is about: the probe at which a CUSUM of
+    its signal, in units of its threshold, last left 0. ``evidence`` is the sentence of numbers
+    with which the alarm last held.
     """
 
     name: str
@@ -76,6 +79,9 @@ class Detector:
     pushes_down: bool | None = None
     alarms: Sequence[Alarm] = ALARMS
     _states: dict[str, AlarmState] = field(default_factory=dict)
+    _drifts: dict[str, Cusum] = field(default_factory=dict)
+    _step: int | None = None
+    _pushed: bool = False
     _probes: int = 0
     _joint: bool | None = None
     _latched: Judgement | None = None
@@ -95,11 +101,14 @@ class Detector:
         """Take one probe's signals (by name, absent when undefined) and their noise; judge."""
         self._probes += 1
         known = {**signals, **self._joint_fall(signals)}
+        # a clipped loss stops pushing where it has squeezed already: one push in the phase counts
         if "force_down_norm" in signals:
-            self.pushes_down = signals["force_down_norm"] > 0
+            self._pushed = self._pushed or signals["force_down_norm"] > 0
+            self.pushes_down = self._pushed
         before = dict(self._states)
         for row in self.alarms:
             self._states[row.name] = self._advance(row, step, known, noise)
+        self._step = step
         changed = tuple(
             state
             for name, state in self._states.items()
@@ -127,11 +136,20 @@ class Detector:
             value=signals.get(first.signal),
             threshold=first.threshold(noise.get(first.signal, 0.0), factor),
         )
+        began = self._drift(row, state, step)
         held = _holds(row, signals, noise, factor, self.pushes_down)
         if held is None:
             return state
-        state = _count(state, held, step)
+        state = _count(state, held, began)
         return replace(state, evidence=_evidence(row, state, signals, factor)) if held else state
+
+    def _drift(self, row: Alarm, state: AlarmState, step: int) -> int:
+        """Take the leading signal's level; the step at which its present drift began."""
+        drift = self._drifts.setdefault(row.name, Cusum())
+        before = self.baseline_step if self._step is None else self._step
+        if state.value is not None and row.conditions[0].above == (state.threshold > 0):
+            drift.update(state.value / state.threshold, step, max(1, step - before))
+        return step if drift.since is None else drift.since
 
     def _factor(self, row: Alarm) -> float:
         return UNKNOWN_PUSH_FACTOR if row.needs_push and self.pushes_down is None else 1.0
@@ -210,9 +228,9 @@ def _met(
     return condition.holds(value, condition.threshold(noise.get(condition.signal, 0.0), scale))
 
 
-def _count(state: AlarmState, held: bool, step: int) -> AlarmState:
+def _count(state: AlarmState, held: bool, began: int) -> AlarmState:
     if held:
-        since = state.since_step if state.streak else step
+        since = state.since_step if state.streak else began
         return replace(state, streak=state.streak + 1, quiet=0, since_step=since)
     if state.on and state.quiet + 1 < state.needed:
         return replace(state, quiet=state.quiet + 1)

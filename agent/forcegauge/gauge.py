@@ -11,26 +11,26 @@ import math
 import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
-import torch
 from torch import Tensor, nn
 
 from forcegauge.alarms import alarm
 from forcegauge.behaviour import Behaviour, with_greedy
-from forcegauge.capture import Capture
 from forcegauge.detectors import Judgement
-from forcegauge.errors import InputError, RunError
+from forcegauge.ending import Termination, reason_of
+from forcegauge.errors import InputError
+from forcegauge.failures import Guard
 from forcegauge.isolation import undisturbed
 from forcegauge.journal import Journal, Past
-from forcegauge.phase import Phase, Probe, pushes_down
+from forcegauge.observed import Observed
+from forcegauge.phase import Phase, Probe, alarms_with, pushes_down
 from forcegauge.probes import ProbeSet
 from forcegauge.ranks import agreed, rank
 from forcegauge.record import check_run_name
+from forcegauge.rl import Completion
 from forcegauge.schedule import Schedule
 from forcegauge.scorer import Scorer
 from forcegauge.scores import Scores
@@ -41,8 +41,6 @@ DEFAULT_PORT = 9790
 LOOPBACK = "127.0.0.1"
 OBSERVED_STEPS = 10
 """Forces are read at every tenth step at most: their cost stays under a percent."""
-FORCE_SIGNALS = ("force_up_norm", "force_down_norm", "valley_force_ratio", "squeeze_law_ratio")
-"""Forces that alarms look at."""
 
 
 class ForceGauge:
@@ -57,7 +55,8 @@ class ForceGauge:
     ``every`` is the spacing of probes in optimizer steps after the dense early ones, ``budget``
     the share of training time that they may take (None: no limit). ``phase`` names the part of the
     run that has its own baseline; ``loss`` tells whether it pushes answers down ("sft" does not).
-    ``texts=False`` keeps prompts and responses out of what is written. ``on_alarm`` is called with
+    ``texts=False`` keeps prompts and responses out of what is written. ``thresholds`` gives alarms
+    of this run another size: alarm -> size of its first condition. ``on_alarm`` is called with
     the judgement when an alarm goes on. A second gauge with the same run and directory continues
     record and endpoint. Raises `InputError` when it is made with bad arguments; afterwards it
     never raises.
@@ -81,6 +80,7 @@ class ForceGauge:
         texts: bool = True,
         port: int | None = None,
         bind: str | None = None,
+        thresholds: Mapping[str, float] | None = None,
         on_alarm: Callable[[Judgement], None] | None = None,
     ) -> None:
         self.run = run or os.environ.get("FORCEGAUGE_RUN") or "run"
@@ -90,7 +90,6 @@ class ForceGauge:
             raise InputError(f"{every} is no spacing of probes", field="every", fix="Use 1 or more")
         self.disabled = os.environ.get("FORCEGAUGE_DISABLED", "") not in ("", "0")
         self.judgement: Judgement | None = None
-        self.failures: Counter[str] = Counter()
         self.probe_seconds = 0.0
         self._schedule = Schedule(every, budget)
         self._probe_set = probes if isinstance(probes, ProbeSet) else ProbeSet.load(probes)
@@ -104,9 +103,9 @@ class ForceGauge:
         self._loss = loss
         self._texts = texts
         self._address = (bind or os.environ.get("FORCEGAUGE_BIND") or LOOPBACK, _port(port))
+        self._alarms = alarms_with(thresholds or {})
         self._on_alarm = on_alarm
-        self._capture = Capture(every=max(1, min(OBSERVED_STEPS, every // 2)))
-        self._seen: int | None = None
+        self._termination = Termination(self._terminated)
         self._scorer: Scorer | None = None
         self._phase: Phase | None = None
         self._first: tuple[int, float] | None = None
@@ -115,16 +114,21 @@ class ForceGauge:
         self._closed = False
         self._stretched = False
         settings = {"every": every, "budget": budget, "loss": loss, "beta": beta, **self._limits}
+        settings["thresholds"] = dict(thresholds or {})
         folder = directory or os.environ.get("FORCEGAUGE_DIR") or f"forcegauge-runs/{self.run}"
         self._journal = Journal(
             self.run, Path(folder), phase, settings, texts, self._probe_set.hash
         )
+        self._guard = Guard(self._journal.line)
+        self.failures = self._guard.counts
+        spacing = max(1, min(OBSERVED_STEPS, every // 2))
+        self._observed = Observed(spacing, tokenizer, self._guard)
 
     def __enter__(self) -> ForceGauge:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close(_reason(kind))
+        self.close(reason_of(kind))
 
     @property
     def directory(self) -> Path:
@@ -136,28 +140,48 @@ class ForceGauge:
         """The port on which metrics are served; None on other ranks or without an endpoint."""
         return self._journal.served.port if self._journal.served else None
 
-    def step(self, model: nn.Module, step: int, *, loss: float | None = None) -> Judgement | None:
+    def step(
+        self, model: nn.Module, step: int, *, loss: SupportsFloat | None = None
+    ) -> Judgement | None:
         """Tell that ``step`` optimizer steps are done in this phase; probes when it is due.
 
         The first call takes the baseline: make it before training, with step 0. ``loss`` is the
-        last training loss, so that one that is not finite is noticed.
+        last training loss, so that one that is not finite is noticed; it may be a tensor with one
+        value, which is read at a probe only: reading it waits for the device.
         """
         return self._tick(model, step, loss, last=False)
 
-    def attach(self, model: nn.Module, *, pairs: bool = False, temperature: float = 1.0) -> None:
+    def attach(
+        self,
+        model: nn.Module,
+        *,
+        pairs: bool = False,
+        temperature: float = 1.0,
+        samples: bool = False,
+    ) -> None:
         """Read the forces off the model's own backward passes (see `Capture` for what it covers).
 
         ``pairs``: the first half of a batch's rows is chosen, the second rejected (TRL's order);
-        ``temperature``: what the loss divides logits by.
+        ``temperature``: what the loss divides logits by; ``samples``: the batches are completions
+        that the trainer sampled, as in TRL's GRPO (see `SampledRows`).
         """
-        with self._guard("forces", 0):
-            every = self._capture.every
-            self._capture = Capture(every=every, pairs=pairs, temperature=temperature)
-            self._capture.attach(model)
+        self._observed.attach(model, pairs=pairs, temperature=temperature, samples=samples)
 
     def observe(self, logps: Tensor, labels: Tensor, **known: Tensor) -> None:
         """Read the forces off per-token log-probs of a loop's own loss; see `Capture.observe`."""
-        self._capture.observe(logps, labels, **known)
+        self._observed.forces(logps, labels, **known)
+
+    def observe_samples(
+        self,
+        groups: Iterable[Sequence[Completion]],
+        *,
+        ended: Iterable[Sequence[bool]] | None = None,
+    ) -> None:
+        """Tell what a loop of one's own sampled: per prompt its completions as token ids.
+
+        ``ended`` says of each whether it ended by itself. Read at the next probe; see `Samples`.
+        """
+        self._observed.samples(groups, ended)
 
     def finish(self, model: nn.Module, step: int) -> Judgement | None:
         """Probe once more where this step has no probe yet: the phase's last state."""
@@ -170,9 +194,14 @@ class ForceGauge:
             self._journal.line("checkpoint", step, {"path": str(path), "healthy": healthy})
 
     def close(self, reason: str = "finished") -> None:
-        """End the run: ``finished``, ``stopped``, ``signal`` or ``error``. The endpoint stays."""
+        """End the run: ``finished``, ``stopped``, ``signal`` or ``error``. The endpoint stays.
+
+        Left alone, a run ends ``signal`` on Ctrl-C and SIGTERM (where nobody else listens to it),
+        ``stopped`` when the process exits, ``error`` on any other exception.
+        """
         atexit.unregister(self._at_exit)
-        self._capture.detach()
+        self._termination.ignore()
+        self._observed.detach()
         if self._first is not None and not self._closed:
             self._closed = True
             with self._guard("record", self._probed or 0):
@@ -181,19 +210,22 @@ class ForceGauge:
     def _at_exit(self) -> None:
         # set where an exception ended the process
         died: type[BaseException] | None = getattr(sys, "last_type", None)
-        self.close(_reason(died) if died else "stopped")
+        self.close(reason_of(died) if died else "stopped")
+
+    def _terminated(self) -> None:
+        # the line alone: the handler may have interrupted what would go to the endpoint
+        with self._guard("record", self._probed or 0):
+            self._journal.line("end", self._probed or 0, {"reason": "signal"})
 
     def _tick(
-        self, model: nn.Module, step: int, loss: float | None, *, last: bool
+        self, model: nn.Module, step: int, loss: SupportsFloat | None, *, last: bool
     ) -> Judgement | None:
         if self.disabled or self._closed:
             return None
         with self._guard("other", step):
             if self._first is None:
                 self._open(model, step)
-            if self._seen is not None and step > self._seen:
-                self._capture.step()
-            self._seen = step
+            self._observed.step(step)
             self._show(train_step=self._journal.offset + step)
             due = self._due is not None and step >= self._due
             if due or (last and step != self._probed):
@@ -205,6 +237,7 @@ class ForceGauge:
         past = Past()
         if rank() == 0:
             atexit.register(self._at_exit)
+            self._termination.listen()
             with self._guard("exporter", step):
                 self._journal.serve(*self._address)
             with self._guard("record", step):
@@ -227,7 +260,7 @@ class ForceGauge:
         self._due = self._next_due(last, 0.0)
         logger.info("resumed at step %d, baseline of step %d", step, baseline["step"])
 
-    def _probe_now(self, model: nn.Module, step: int, loss: float | None) -> None:
+    def _probe_now(self, model: nn.Module, step: int, loss: SupportsFloat | None) -> None:
         start = time.monotonic()
         try:
             with self._guard("scoring", step):
@@ -239,7 +272,7 @@ class ForceGauge:
             self._due = agreed(self._next_due(step, seconds))
             self._show()
 
-    def _probe(self, model: nn.Module, step: int, loss: float | None) -> None:
+    def _probe(self, model: nn.Module, step: int, loss: SupportsFloat | None) -> None:
         start = time.monotonic()
         first, noise = self._phase is None, {}
         with undisturbed(model):
@@ -250,21 +283,14 @@ class ForceGauge:
             scores = self._scorer.score(model)
             if first:
                 noise = self._scorer.noise(model)
-        forces = self._forces(step)
-        behaviour |= _loss_signal(loss)
-        behaviour |= {name: forces[name] for name in FORCE_SIGNALS if name in forces}
+        forces, observed = self._observed.take(step)
+        behaviour |= observed
+        with self._guard("other", step):
+            behaviour |= _loss_signal(loss)
         found = self._judge(step, scores, noise, behaviour)
         if rank() == 0:
             self._keep_forces(forces, step)
             self._keep(found, scores, texts, first, time.monotonic() - start)
-
-    def _forces(self, step: int) -> dict[str, float]:
-        found: dict[str, float] = {}
-        with self._guard("forces", step):
-            found = self._capture.take() or {}
-            if self._capture.error is not None and not self.failures["forces"]:
-                raise RunError(self._capture.error)
-        return found
 
     def _keep_forces(self, forces: dict[str, float], step: int) -> None:
         if forces:
@@ -325,7 +351,7 @@ class ForceGauge:
         return self._behaviour
 
     def _make_phase(self, step: int, baseline: Scores, noise: dict[str, float]) -> Phase:
-        return Phase(step, baseline, noise, pushes_down(self._loss))
+        return Phase(step, baseline, noise, pushes_down(self._loss), self._alarms)
 
     def _next_due(self, step: int, seconds: float) -> int:
         assert self._first is not None
@@ -348,25 +374,6 @@ class ForceGauge:
         ratio = self.probe_seconds / elapsed if elapsed > 0 else None
         self._journal.show(overhead_ratio=ratio, failures=dict(self.failures), **known)
 
-    @contextmanager
-    def _guard(self, reason: str, step: int) -> Iterator[None]:
-        """Keep an error from the trainer: count it, log the first of its kind, record it."""
-        try:
-            yield
-        except Exception as error:
-            kind = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else reason
-            self.failures[kind] += 1
-            if self.failures[kind] == 1:
-                detail = None if isinstance(error, InputError | OSError) else error
-                logger.error("%s failed, training goes on: %s", kind, error, exc_info=detail)
-            if reason != "record":
-                self._record_failure(kind, error, step)
-
-    def _record_failure(self, kind: str, error: Exception, step: int) -> None:
-        with self._guard("record", step):
-            facts = {"reason": kind, "message": f"{type(error).__name__}: {error}"[:500]}
-            self._journal.line("error", step, facts)
-
 
 def _port(port: int | None) -> int:
     if port is not None:
@@ -377,18 +384,10 @@ def _port(port: int | None) -> int:
     return int(named)
 
 
-def _reason(kind: type[BaseException] | None) -> str:
-    if kind is None:
-        return "finished"
-    if issubclass(kind, SystemExit):
-        return "stopped"
-    return "signal" if issubclass(kind, KeyboardInterrupt) else "error"
-
-
-def _loss_signal(loss: float | None) -> dict[str, float]:
+def _loss_signal(loss: SupportsFloat | None) -> dict[str, float]:
     if loss is None:
         return {}
-    return {"loss_nonfinite_ratio": float(not math.isfinite(loss))}
+    return {"loss_nonfinite_ratio": float(not math.isfinite(float(loss)))}
 
 
 def _model_name(model: nn.Module) -> str:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from forcegauge.reductions import Statistics, in_chunks, reduce_tiles, token_statistics
+from forcegauge.reductions import Statistics, Tile, in_chunks, reduce_tiles, token_statistics
+from forcegauge.vocabulary import shard_of
 
 Reading = Literal["head", "rows", "logits"]
 """How logits are read. ``head``: tile by tile, inside the head. ``rows``: the model's own logits of
@@ -66,24 +67,26 @@ class Head:
 
     def statistics(self, hidden: Tensor, targets: Tensor) -> Statistics:
         """Statistics of rows from their hidden states [rows, hidden], a tile of logits at a time
-        where the head is a plain matrix, else with whole rows of them."""
+        where the head is a plain matrix or this process's part of one, else with whole rows."""
         module = self.module
+        if (shard := shard_of(module)) is not None:
+            near = self._after(shard.near(hidden, targets))
+            return shard.statistics(self._tile(hidden, shard.weight, shard.bias), near, targets)
         if type(module) is not nn.Linear or "forward" in vars(module):
             return in_chunks(lambda part: self.logits(hidden[part]), targets)
         weight, bias = module.weight, module.bias
-        casts = torch.is_autocast_enabled(hidden.device.type)
-        dtypes = {hidden.dtype, weight.dtype}
-        plain = dtypes == {torch.float32} and not casts and bias is None
-
-        def tile(rows: slice, tokens: slice, into: Tensor) -> Tensor:
-            if plain:
-                return self._after(torch.mm(hidden[rows], weight[tokens].T, out=into))
-            z = F.linear(hidden[rows], weight[tokens], None if bias is None else bias[tokens])
-            return self._after(into.copy_(z))
-
         near = (hidden * weight[targets]).sum(1)
         near = self._after(near if bias is None else near + bias[targets])
-        return reduce_tiles(tile, near, targets, len(weight))
+        return reduce_tiles(self._tile(hidden, weight, bias), near, targets, len(weight))
+
+    def _tile(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tile:
+        """What makes the logits of some rows and some of the tokens that ``weight`` is of."""
+
+        def tile(rows: slice, tokens: slice, into: Tensor) -> Tensor:
+            z = F.linear(hidden[rows], weight[tokens], None if bias is None else bias[tokens])
+            return self._after(z if z.dtype == torch.float32 else into.copy_(z))
+
+        return tile
 
     def _after(self, z: Tensor) -> Tensor:
         z = z.float()
@@ -127,6 +130,12 @@ def own_logits(output: Any) -> Tensor:
     """The logits in a model's output, flattened to [rows, vocab]."""
     logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
     return logits.reshape(-1, logits.shape[-1])
+
+
+def whole_logits(head: Head, output: Any) -> Tensor:
+    """The same where each process's output holds a part of the vocabulary only."""
+    logits, shard = own_logits(output), shard_of(head.module)
+    return logits if shard is None or len(shard.weight) != logits.shape[-1] else shard.whole(logits)
 
 
 def read(

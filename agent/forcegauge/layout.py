@@ -1,4 +1,10 @@
-"""Token layout of one scoring pass: which tokens share a forward, and what predicts what."""
+"""Token layout of one scoring pass: which tokens share a forward, and what predicts what.
+
+Rows are not padded to one width. The sequences of a run are fixed, and so are, by a rule without
+chance, the rows that they make: every pass has the same few shapes in the same order, which is
+what one memory footprint, one set of compiled graphs (`torch.compile`, a graph for each shape) and
+the same bits for the same weights ask for. Padding would add tokens and change none of that.
+"""
 
 from __future__ import annotations
 
@@ -86,6 +92,9 @@ class SharedBatch(Batch):
     blocks: tuple[Block, ...]
 
 
+PACKED = 2048
+"""Tokens up to which several prompts share a row: larger rows only took more memory and time."""
+
 Share = tuple[int, ...]
 """Indices of sequences that have one prompt and are laid out together."""
 
@@ -120,7 +129,7 @@ def shared_batches(sequences: Sequence[TokenSequence], budget: int) -> Iterator[
         place = next((i for i, free in enumerate(room) if free >= cost), len(rows))
         if place == len(rows):
             rows.append([])
-            room.append(budget)
+            room.append(max(cost, min(budget, PACKED)))
         rows[place].append(share)
         room[place] -= cost
     for row in rows:

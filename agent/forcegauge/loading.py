@@ -25,6 +25,8 @@ _OTHER_HEADS = (
     "ForMultipleChoice",
 )
 
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
+
 
 def checkpoint_step(path: str | Path) -> int | None:
     """N for a folder named ``checkpoint-N``, else None."""
@@ -59,8 +61,9 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer beside a model; raises `InputError` when there is none."""
-    _check_folder(name)
+    """The tokenizer beside a model or alone in a folder; raises `InputError` for none."""
+    if not any((Path(name) / file).is_file() for file in _TOKENIZER_FILES):
+        _check_folder(name)
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from forcegauge.alarms import ALARMS
+from forcegauge.alarms import ALARMS, Alarm
 from forcegauge.detectors import Detector, Judgement
+from forcegauge.errors import InputError
+from forcegauge.rl import rl_signals
 from forcegauge.scores import Scores
 from forcegauge.signals import Summary, signal_noise, signals, summarise, type_noise
 
@@ -24,17 +27,22 @@ class Probe:
 
 @dataclass
 class Phase:
-    """Signals against the phase's own baseline. ``layout_noise`` is by response type, in nats."""
+    """Signals against the phase's own baseline. ``layout_noise`` is by response type, in nats.
+
+    ``alarms`` may have a run's own thresholds (`alarms_with`); ``start`` holds the phase's first
+    value of signals that do not come from scores.
+    """
 
     baseline_step: int
     baseline: Scores
     layout_noise: Mapping[str, float]
     pushes_down: bool | None = None
-    start: Mapping[str, float] = field(default_factory=dict)
+    alarms: Sequence[Alarm] = ALARMS
+    start: dict[str, float] = field(default_factory=dict)
     detector: Detector = field(init=False)
 
     def __post_init__(self) -> None:
-        self.detector = Detector(self.baseline_step, self.pushes_down, ALARMS)
+        self.detector = Detector(self.baseline_step, self.pushes_down, self.alarms)
 
     def first(self, behaviour: Mapping[str, float]) -> Probe:
         """The baseline itself as a probe; ``behaviour`` holds signals of greedy outputs."""
@@ -47,6 +55,7 @@ class Phase:
 
     def probe(self, step: int, scores: Scores, behaviour: Mapping[str, float]) -> Probe:
         """Judge one pass; ``behaviour`` holds signals that do not come from scores."""
+        self._remember(behaviour)
         found = {**self._signals(scores), **behaviour, **self._since_start(behaviour)}
         noise = self._noise(scores)
         judgement = self.detector.update(step, found, noise)
@@ -56,10 +65,12 @@ class Phase:
         self, step: int, signals: Mapping[str, float], noise: Mapping[str, float]
     ) -> Judgement:
         """Bring the detector to where a recorded probe left it."""
+        self._remember(signals)
         return self.detector.update(step, signals, noise)
 
     def _signals(self, scores: Scores) -> dict[str, float]:
-        return signals(scores, self.baseline, self.layout_noise)
+        own = signals(scores, self.baseline, self.layout_noise)
+        return {**own, **rl_signals(scores, self.baseline)}
 
     def _noise(self, scores: Scores) -> dict[str, float]:
         return {
@@ -67,9 +78,47 @@ class Phase:
             **signal_noise(scores, self.baseline),
         }
 
+    def _remember(self, behaviour: Mapping[str, float]) -> None:
+        """Nothing is sampled before the training: the first length is the one to compare with."""
+        if LENGTH in behaviour:
+            self.start.setdefault(LENGTH, behaviour[LENGTH])
+
     def _since_start(self, behaviour: Mapping[str, float]) -> dict[str, float]:
-        now, then = (s.get("greedy_repetition_ratio") for s in (behaviour, self.start))
-        return {} if now is None or then is None else {"greedy_repetition_change_ratio": now - then}
+        found = {}
+        both = behaviour.keys() & self.start.keys()
+        if "greedy_repetition_ratio" in both:
+            gained = behaviour["greedy_repetition_ratio"] - self.start["greedy_repetition_ratio"]
+            found["greedy_repetition_change_ratio"] = gained
+        if LENGTH in both and self.start[LENGTH] > 0:
+            found["sample_length_drift_ratio"] = behaviour[LENGTH] / self.start[LENGTH] - 1.0
+        return found
+
+
+LENGTH = "sample_length_tokens"
+
+
+def alarms_with(thresholds: Mapping[str, float]) -> tuple[Alarm, ...]:
+    """The alarms, the named ones with another size of their first condition.
+
+    Raises `InputError` for a name that is no alarm, or a size that would mean something else.
+    """
+    rows = {row.name: row for row in ALARMS}
+    for name, size in thresholds.items():
+        if name not in rows:
+            fix = f"The alarms are {', '.join(rows)}"
+            raise InputError(f"'{name}' is no alarm", field="thresholds", fix=fix)
+        rows[name] = _with_size(rows[name], size)
+    return tuple(rows.values())
+
+
+def _with_size(row: Alarm, size: float) -> Alarm:
+    first, *others = row.conditions
+    if not math.isfinite(size) or size * first.size <= 0:
+        sign = "negative" if first.size < 0 else "positive"
+        problem = f"{size} is no size of {first.signal}, which '{row.name}' looks at"
+        fix = f"Give a {sign} number; the default is {first.size:g}"
+        raise InputError(problem, field="thresholds", fix=fix)
+    return replace(row, conditions=(replace(first, size=float(size)), *others))
 
 
 def pushes_down(loss: str | None) -> bool | None:

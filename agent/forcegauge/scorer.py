@@ -32,6 +32,9 @@ class Scorer:
     The model's weights, modules and settings are left as they are; whether dropout is on is the
     caller's business (`model.eval()`). How logits are read is chosen at first use by comparing
     with the plain way and then kept.
+
+    Forwards have at most ``token_budget`` tokens, and fewer where ``max_memory`` is given and they
+    would add more than so many bytes to what the model takes (see `forcegauge.budget`).
     """
 
     def __init__(
@@ -43,11 +46,13 @@ class Scorer:
         max_response_tokens: int | None = None,
         append_eos: bool = False,
         token_budget: int = TOKEN_BUDGET,
+        max_memory: int | None = None,
     ) -> None:
         if not len(probe_set):
             raise InputError("the probe set is empty", fix="Give it at least one probe")
         self.probe_set = probe_set
         self.token_budget = token_budget
+        self.max_memory = max_memory
         self.sequences: Sequence[TokenSequence] = encode_probes(
             probe_set,
             tokenizer,
@@ -71,7 +76,8 @@ class Scorer:
         square of the differences of their per-token means. The mean over them changes by less."""
         choice, few = self._prepare(model), self._few()
         plain: Way = "padded" if choice.way != "padded" else "single"
-        other = Choice(plain, choice.reading, choice.budget)
+        tokens = ways.tokens_of(model, plain, choice.reading, few, choice.budget, self.max_memory)
+        other = Choice(plain, choice.reading, tokens)
         first, second = (self._values(model, how, few)["logprob"] for how in (choice, other))
         difference = first.astype(np.float64) - second
         starts = offsets(few)
@@ -112,7 +118,7 @@ class Scorer:
         vocabulary = getattr(config, "vocab_size", None)
         check_fits(self.sequences, self.probe_set, context, vocabulary)
         if self._choice is None:
-            self._choice = ways.choose(model, self.sequences, self.token_budget)
+            self._choice = ways.choose(model, self.sequences, self.token_budget, self.max_memory)
         return self._choice
 
     def _values(

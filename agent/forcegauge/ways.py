@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from forcegauge import budget as budgets
 from forcegauge import head as heads
 from forcegauge.attention import AttentionError, attending, shared_row
 from forcegauge.encoding import TokenSequence
@@ -27,6 +28,7 @@ from forcegauge.layout import (
     padded_batches,
     shared_batches,
 )
+from forcegauge.products import OneDnnProducts
 from forcegauge.reductions import Statistics
 
 logger = logging.getLogger(__name__)
@@ -43,11 +45,16 @@ _WORST = {torch.float32: 0.01, torch.float64: 0.01}
 _WORST_SHORT = 1.0
 # Nats by which batching may change a token: with TF32, and in bfloat16 or float16.
 
+_ROUNDINGS = 64
+# Roundings of the format, in nats, by which two right ways may differ: on a CPU padding may change
+# no bit in bfloat16, where a token is off by half a nat from the exact model (numerics.md).
+
 _WHOLE_LOGITS = 1 << 27  # logits that may be held at once where they come whole, 512 MiB
 
 _FAILURES = (
     HeadError,
     AttentionError,
+    budgets.BudgetError,
     RuntimeError,
     ValueError,
     TypeError,
@@ -76,11 +83,12 @@ def batches(way: Way, sequences: Sequence[TokenSequence], budget: int) -> Iterat
 
 def run(model: nn.Module, head: Head, batch: AnyBatch, reading: Reading) -> Statistics:
     """Statistics of one batch, in the order of its slots, on the model's device."""
-    if isinstance(batch, CachedBatch):
-        return _run_cached(model, head, batch, reading)
-    if isinstance(batch, SharedBatch):
-        return _run_shared(model, head, batch, reading)
-    return _forward(model, head, batch, reading, _masked(model, batch))[0]
+    with OneDnnProducts():
+        if isinstance(batch, CachedBatch):
+            return _run_cached(model, head, batch, reading)
+        if isinstance(batch, SharedBatch):
+            return _run_shared(model, head, batch, reading)
+        return _forward(model, head, batch, reading, _masked(model, batch))[0]
 
 
 def _forward(
@@ -136,16 +144,27 @@ def _run_cached(model: nn.Module, head: Head, batch: CachedBatch, reading: Readi
     return {name: torch.cat([found[name], more[name]]) for name in found}
 
 
-def choose(model: nn.Module, sequences: Sequence[TokenSequence], budget: int) -> Choice:
+def choose(
+    model: nn.Module,
+    sequences: Sequence[TokenSequence],
+    budget: int,
+    max_memory: int | None = None,
+) -> Choice:
     """The fastest way and reading whose log-probs are those of single sequences, unpadded, with
-    the model's own logits. It costs about six small forwards; the log says what was chosen."""
+    the model's own logits. It costs about six small forwards; the log says what was chosen.
+
+    Forwards take at most ``budget`` tokens and ``max_memory`` bytes above what was there; raises
+    `InputError` where one sequence alone takes more.
+    """
     few, head = _sample(sequences), heads.head_of(model)
+    if max_memory is not None:
+        _check_memory(model, few, max_memory)
     bare = _bare(model, few[0])
-    truth = torch.cat([_plainest(model, item) for item in few])
+    truth = torch.cat([_plainest(model, head, item) for item in few])
 
     def distance(way: Way, reading: Reading) -> float:
         found = torch.full_like(truth, torch.nan)
-        for batch in batches(way, few, budget):
+        for batch in batches(way, few, tokens_of(model, way, reading, few, budget, max_memory)):
             slots = torch.from_numpy(batch.slots).to(found.device)
             found[slots] = run(model, head, batch, reading)["logprob"].to(found.dtype)
         return _distance(found, truth)
@@ -159,19 +178,44 @@ def choose(model: nn.Module, sequences: Sequence[TokenSequence], budget: int) ->
     plain += [("single", reading) for reading in readings]
     base, reading = _first(plain, ("single", "logits"), lambda c: distance(*c) <= worst)
     noise = distance(base, reading)
-    near = max(TOLERANCE, min(4 * noise, worst))
+    near = max(TOLERANCE, _ROUNDINGS * torch.finfo(dtype).eps, min(4 * noise, worst))
     fast: list[tuple[Way, Reading]] = [("shared", reading), ("cached", reading)]
     way = _first(fast, (base, reading), lambda c: distance(*c) <= near)[0]
     if noise > TOLERANCE:
         logger.info("batching alone changes a token's log-prob by up to %.1e nats", noise)
     _say(way, reading, slow=way == base or reading == "logits")
-    return Choice(way, reading, _affordable(model, reading, budget))
+    try:
+        tokens = tokens_of(model, way, reading, sequences, budget, max_memory)
+    except budgets.BudgetError as error:
+        raise budgets.too_little(error.needed, max_memory or 0) from None
+    return Choice(way, reading, tokens)
 
 
-def _affordable(model: nn.Module, reading: Reading, budget: int) -> int:
-    """Tokens of a forward; fewer where the logits of all of them are held."""
+def tokens_of(
+    model: nn.Module,
+    way: Way,
+    reading: Reading,
+    sequences: Sequence[TokenSequence],
+    budget: int,
+    max_memory: int | None,
+) -> int:
+    """Tokens of a forward; fewer where the logits of all of them are held, or memory is short.
+    Raises `BudgetError` where one sequence alone takes more than ``max_memory`` bytes."""
     vocabulary = getattr(heads.text_config(model), "vocab_size", None) or _WHOLE_LOGITS
-    return budget if reading == "head" else max(1, min(budget, _WHOLE_LOGITS // vocabulary))
+    few = budget if reading == "head" else max(1, min(budget, _WHOLE_LOGITS // vocabulary))
+    if max_memory is None:
+        return few
+    shape = budgets.shape_of(model)
+    return budgets.largest(shape, partial(batches, way, sequences), reading, few, max_memory)
+
+
+def _check_memory(model: nn.Module, few: Sequence[TokenSequence], limit: int) -> None:
+    """Raise `InputError` where the check itself, a sequence at a time, takes more."""
+    shape = budgets.shape_of(model)
+    single = (budgets.cost(shape, batch, "head") for batch in batches("single", few, 1))
+    plain = (budgets.truth_cost(shape, len(item), len(item.response)) for item in few)
+    if (needed := max(*single, *plain)) > limit:
+        raise budgets.too_little(needed, limit)
 
 
 def _say(way: Way, reading: Reading, *, slow: bool) -> None:
@@ -226,11 +270,11 @@ def _bare(model: nn.Module, item: TokenSequence) -> dict[str, Any]:
     return {**inputs, **heads.accepted(model, {"use_cache": False, "return_dict": True})}
 
 
-def _plainest(model: nn.Module, item: TokenSequence) -> Tensor:
+def _plainest(model: nn.Module, head: Head, item: TokenSequence) -> Tensor:
     """Log-probs [tokens] of one response: one sequence, log_softmax of all its logits."""
     count = len(item.response)
     few = heads.accepted(model, {"logits_to_keep": count + 1})
-    logits = heads.own_logits(model(**_bare(model, item), **few))
+    logits = heads.whole_logits(head, model(**_bare(model, item), **few))
     targets = torch.tensor(item.response, device=logits.device)
     predicting = logits[-count - 1 : -1].float().log_softmax(-1)
     return predicting.gather(1, targets[:, None])[:, 0]

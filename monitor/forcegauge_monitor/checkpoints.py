@@ -78,17 +78,27 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def check_same_weights(before: nn.Module, after: nn.Module, name: str) -> None:
+    """Raise `InputError` when two checkpoints do not have the same trained weights."""
+    known, later = (
+        {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
+        for model in (before, after)
+    )
+    if known != later:
+        raise InputError(
+            "the two checkpoints do not train the same weights",
+            fix="give a checkpoint of the same run and phase as --previous",
+            file=name,
+        )
+
+
 def weight_step(before: nn.Module, after: str) -> dict[str, Tensor]:
     """What was added to each trained weight from one checkpoint to another, float32 on the CPU.
 
     Raises `InputError` when the two do not have the same trained weights.
     """
+    model = load_checkpoint(after)
+    check_same_weights(before, model, after)
+    later = dict(model.named_parameters())
     known = {name: p for name, p in before.named_parameters() if p.requires_grad}
-    later = dict(load_checkpoint(after).named_parameters())
-    if any(name not in later or later[name].shape != p.shape for name, p in known.items()):
-        raise InputError(
-            "the two checkpoints do not train the same weights",
-            fix="give a checkpoint of the same run and phase as --previous",
-            file=after,
-        )
     return {name: later[name].detach() - p.detach().cpu().float() for name, p in known.items()}

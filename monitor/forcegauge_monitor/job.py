@@ -15,10 +15,10 @@ import torch
 from forcegauge.encoding import TokenSequence, check_fits, encode_probes
 from forcegauge.errors import InputError, RunError
 from forcegauge.head import text_config
-from forcegauge.loading import DTYPES, load_tokenizer, pick_device
+from forcegauge.loading import DTYPES, check_causal, load_tokenizer, pick_device
 from forcegauge.probes import ProbeSet
 from forcegauge.textfiles import write_whole
-from forcegauge_monitor.checkpoints import base_of, is_adapter, skeleton
+from forcegauge_monitor.checkpoints import base_of, check_same_weights, is_adapter, skeleton
 from forcegauge_monitor.entk.adam import OPTIMIZER_FILES
 from forcegauge_monitor.entk.pieces import Piece
 from forcegauge_monitor.entk.plan import Plan, Work, free_memory, lengths, make_plan, size_of
@@ -76,6 +76,10 @@ class Job:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings, self.folder, self.work = settings, folder, folder / "work"
+        self.before, self.earlier = _previous(settings.previous)
+        for name in (settings.checkpoint, settings.reference, self.before):
+            if name is not None:
+                check_causal(name)
         self.loss = Loss(settings.loss, settings.beta)
         self.probe_set = ProbeSet.load(settings.probes)
         self.tokenizer = tokenizer = tokenizer_of(settings.checkpoint)
@@ -87,7 +91,6 @@ class Job:
         self.samples: Samples = read_samples(
             settings.train, tokenizer, self.loss, limit=settings.samples, **limits
         )
-        self.before, self.earlier = _previous(settings.previous)
 
     @cached_property
     def device(self) -> torch.device:
@@ -105,6 +108,8 @@ class Job:
         context = getattr(text_config(model), "max_position_embeddings", None)
         check_fits(self.probes, self.probe_set, context, vocabulary)
         self._check_samples(context, vocabulary)
+        if self.before is not None:
+            check_same_weights(model, skeleton(self.before), self.before)
         size = size_of(model, torch.finfo(DTYPES[self.settings.dtype]).bits // 8)
         free = self.settings.memory or free_memory(self.device)
         return make_plan(size, self.asked, free)

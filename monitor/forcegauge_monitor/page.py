@@ -8,25 +8,19 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from torch import Tensor
-
 from forcegauge.reporting.facts import MEANINGS
-from forcegauge.reporting.plots import PLAIN, STYLES
-from forcegauge.reporting.safe import inline, plot_text, script_json, shown
+from forcegauge.reporting.safe import inline, script_json, shown
 from forcegauge.textfiles import write_whole
-from forcegauge_monitor.entk.pieces import metadata_of, read_piece
+from forcegauge_monitor.figures import Spec, figures, number
 
 PAGE_NAME = "snapshot.html"
-Table = Mapping[str, Mapping[str, float]]
-Spec = dict[str, Any]
 
 
 def write_page(folder: Path) -> Path:
@@ -40,7 +34,7 @@ def render(folder: Path) -> str:
     """The page as HTML."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     pushers = json.loads((folder / "pushers.json").read_text(encoding="utf-8"))
-    drawn = list(_figures(metrics, folder))
+    drawn = list(figures(metrics, folder))
     body = (
         _headline(metrics),
         '<div class="grid">' + "".join(_card(*each) for each in drawn) + "</div>",
@@ -60,167 +54,6 @@ def render(folder: Path) -> str:
         script=_asset("forcegauge_monitor", "page.js"),
         version=metadata.version("forcegauge"),
     )
-
-
-Card = tuple[Spec, str, str, str]
-"""A figure, its title, how to read it, and its numbers as an HTML table."""
-
-
-def _figures(metrics: Mapping[str, Any], folder: Path) -> Iterable[Card]:
-    sides = [*metrics["updated"], *(["sample"] if len(metrics["updated"]) > 1 else [])]
-    yield _heat(
-        "attribution",
-        "Who pushes what",
-        "Mean over training samples: what one step on a sample (columns: each of its sequences, "
-        "and the whole) does to each response type (rows). Blue raises, orange lowers. Nats per "
-        "unit of learning rate.",
-        metrics["attribution_nats"],
-        sides,
-        "signed",
-    )
-    if "attribution_adam_nats" in metrics:
-        yield _heat(
-            "adam",
-            "Who pushes what, through Adam",
-            "The same with the checkpoint’s optimizer state: the marginal effect of a sample on "
-            "the step that Adam makes.",
-            metrics["attribution_adam_nats"],
-            sides,
-            "signed",
-        )
-    for key, title in (
-        ("entk_norm", "The kernel"),
-        ("entk_fisher_norm", "The kernel, Fisher-weighted"),
-    ):
-        if key in metrics:
-            columns = list(next(iter(metrics[key].values())))
-            yield _heat(key, title, _KERNEL, metrics[key], columns, "norm", metrics[f"{key}_error"])
-    if "prediction" in metrics:
-        yield _scatter(metrics, folder)
-
-
-_KERNEL = (
-    "How much of a change asked of the column’s logits reaches the row’s logits, on the same "
-    "prompt: norm of the centred kernel per pair of tokens, root mean square over probes, "
-    "± standard error of the random seeds."
-)
-
-
-def _heat(
-    key: str,
-    title: str,
-    reading: str,
-    table: Table,
-    columns: Sequence[str],
-    scale: str,
-    error: Table | None = None,
-) -> Card:
-    rows = list(table)
-    z = [[table[row].get(column) for column in columns] for row in rows]
-    largest = max((abs(value) for row in z for value in row if value is not None), default=1.0)
-    spec: Spec = {
-        "key": key,
-        "height": 90 + 30 * len(rows),
-        "x": {"title": {"text": "updated"}, "side": "bottom"},
-        "y": {"autorange": "reversed"},
-        "data": [
-            {
-                "type": "heatmap",
-                "meta": {"scale": scale},
-                "x": [plot_text(column) for column in columns],
-                "y": [plot_text(row) for row in rows],
-                "z": z,
-                "zmin": -largest if scale == "signed" else 0,
-                "zmax": largest,
-                "text": [[_number(value) for value in row] for row in z],
-                "texttemplate": "%{text}",
-                "hovertemplate": "%{y} by %{x}: %{text}<extra></extra>",
-            }
-        ],
-    }
-    return spec, title, reading, _html_table(title, table, columns, error)
-
-
-def _html_table(title: str, table: Table, columns: Sequence[str], error: Table | None) -> str:
-    heads = "".join(f'<th scope="col">{inline(column)}</th>' for column in columns)
-    rows = "".join(
-        f'<tr><th scope="row">{inline(row)}</th>'
-        + "".join(f"<td>{_with_error(values, error, row, column)}</td>" for column in columns)
-        + "</tr>"
-        for row, values in table.items()
-    )
-    return (
-        f"<table><caption>{shown(title)}</caption><thead><tr>"
-        f'<th scope="col">observed</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    )
-
-
-def _with_error(values: Mapping[str, float], error: Table | None, row: str, column: str) -> str:
-    text = _number(values.get(column))
-    spread = None if error is None else error.get(row, {}).get(column)
-    return text if spread is None else f"{text} ± {_number(spread)}"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
-
-
-def _scatter(metrics: Mapping[str, Any], folder: Path) -> Card:
-    found = read_piece(folder / "changes.safetensors")
-    types = json.loads(metadata_of(folder / "changes.safetensors")["types"])
-    predicted, measured = found["predicted"], found["measured"]
-    kept = [value for value in predicted.flatten().tolist() if math.isfinite(value)]
-    low, high = min(kept, default=0.0), max(kept, default=0.0)
-    line: Spec = {
-        "type": "scatter",
-        "mode": "lines",
-        "name": "exact",
-        "meta": {"role": "plain"},
-        "x": [low, high],
-        "y": [low, high],
-        "line": {"dash": "dot", "width": 1},
-    }
-    spec: Spec = {
-        "key": "prediction",
-        "height": 420,
-        "x": {"title": {"text": "predicted change, nats per token"}},
-        "y": {"title": {"text": "measured"}},
-        "data": [line, *_points(types, predicted, measured)],
-    }
-    agreement = metrics["prediction"]
-    reading = (
-        f"One point a probe’s response: the change that the gradient at the checkpoint before "
-        f"predicts for the real step, against the measured one. R² {agreement['r2']:.3f} (of the "
-        f"prediction itself), slope {agreement['slope']:.2f}, residual "
-        f"{_number(agreement['residual'])} nats. Far below 1: the step was too long, or the kernel "
-        "moved, for one-step theory to hold."
-    )
-    table = {
-        name: {
-            "predicted": metrics["predicted_change_nats"][name],
-            "measured": metrics["measured_change_nats"][name],
-        }
-        for name in types
-    }
-    title = "Predicted against measured"
-    return spec, title, reading, _html_table(title, table, ["predicted", "measured"], None)
-
-
-def _points(types: Sequence[str], predicted: Tensor, measured: Tensor) -> Iterable[Spec]:
-    for place, name in enumerate(types):
-        pairs = zip(predicted[:, place].tolist(), measured[:, place].tolist(), strict=True)
-        kept = [pair for pair in pairs if all(map(math.isfinite, pair))]
-        yield {
-            "type": "scatter",
-            "mode": "markers",
-            "name": plot_text(name),
-            "meta": {"role": name},
-            "x": [x for x, _ in kept],
-            "y": [y for _, y in kept],
-            "marker": {"symbol": STYLES.get(name, PLAIN).marker, "size": 7},
-        }
 
 
 def _card(spec: Spec, title: str, reading: str, table: str) -> str:
@@ -270,9 +103,9 @@ def _stability(metrics: Mapping[str, Any]) -> str:
     if isinstance(found, str):
         return f'<section class="card"><h2>Stability</h2><p>{shown(found)}</p></section>'
     rows = "".join(
-        f'<tr><th scope="row">against the {name} snapshot</th><td>{_number(each["alignment"])}</td>'
-        f"<td>{_number(each['velocity'])}</td><td>"
-        + (", ".join(f"{inline(u)} {_number(v)}" for u, v in each["rank"].items()) or "–")
+        f'<tr><th scope="row">against the {name} snapshot</th><td>{number(each["alignment"])}</td>'
+        f"<td>{number(each['velocity'])}</td><td>"
+        + (", ".join(f"{inline(u)} {number(v)}" for u, v in each["rank"].items()) or "–")
         + "</td></tr>"
         for name, each in found.items()
     )
@@ -309,12 +142,12 @@ def _named(samples: Sequence[Mapping[str, Any]]) -> str:
 
 def _pusher(sample: Mapping[str, Any]) -> str:
     sides = "".join(
-        f"<p><small>{inline(name)} {_number(side['nats'])}</small></p>"
+        f"<p><small>{inline(name)} {number(side['nats'])}</small></p>"
         f'<p class="text">{_text(side)}</p>'
         for name, side in sample["sides"].items()
     )
     return (
-        f'<div class="pusher"><p><b>{_number(sample["nats"])}</b></p>'
+        f'<div class="pusher"><p><b>{number(sample["nats"])}</b></p>'
         f'<p class="text">{shown(sample["prompt"], 400)}<br>'
         f"<small>{inline(sample['sample'])}</small></p>{sides}</div>"
     )
@@ -331,7 +164,7 @@ def _token(text: str, value: float, share: float) -> str:
     color = "one" if share > 0 else "two"
     strength = round(70 * abs(share))
     return (
-        f'<span class="t" title="{_number(value)}" style="background:color-mix(in srgb, '
+        f'<span class="t" title="{number(value)}" style="background:color-mix(in srgb, '
         f'var(--c-{color}) {strength}%, transparent)">{shown(text)}</span>'
     )
 
@@ -349,7 +182,7 @@ def _facts(metrics: Mapping[str, Any]) -> str:
             if left_out["names"]
             else "nothing: all trained parameters count"
         ),
-        "head control": _number(metrics.get("entk_head_control_ratio")),
+        "head control": number(metrics.get("entk_head_control_ratio")),
         "directions": metrics["plan"]["storage"],
         "peak memory": f"{metrics['peak_memory_bytes'] / 2**30:.1f} GiB, "
         f"{metrics['plan']['peak_bytes'] / 2**30:.1f} planned",

@@ -159,7 +159,30 @@ def _metrics(
         made["attribution_adam_nats"] = _by_side(job, attribution.adam)
     made |= _kernel_metrics(job, kernel) if kernel else {}
     made |= _stability(job, kernel, earlier) if kernel and earlier else {}
-    return made | (_change_metrics(job, changes) if changes else {})
+    made |= _change_metrics(job, changes) if changes else {}
+    return made | {"history": [*_earlier_history(job, made), _own_history(made)]}
+
+
+def _earlier_history(job: Job, made: Metrics) -> list[Metrics]:
+    """The run's snapshots so far, as the earlier one hands them down."""
+    if job.earlier is None or not isinstance(made.get("stability"), dict):
+        return []
+    metrics = json.loads((job.earlier / METRICS).read_text(encoding="utf-8"))
+    handed: list[Metrics] = metrics.get("history", [])
+    return handed
+
+
+def _own_history(made: Metrics) -> Metrics:
+    compared = made.get("stability") if isinstance(made.get("stability"), dict) else None
+    ranks = list(compared["first"]["rank"].values()) if compared else []
+    return {
+        "step": made.get("snapshot_step"),
+        "checkpoint": made["checkpoint"],
+        "alignment_first": compared["first"]["alignment"] if compared else 1.0,
+        "alignment_previous": compared["previous"]["alignment"] if compared else None,
+        "rank_first": sum(ranks) / len(ranks) if ranks else None if compared else 1.0,
+        "prediction_r2": made.get("prediction_r2_ratio"),
+    }
 
 
 def _piece(job: Job, kind: str) -> Any:

@@ -16,7 +16,8 @@ from forcegauge.catalogue import (
 from forcegauge.forces import VALLEY_MASS, force_values
 from forcegauge.greedy import NGRAM
 from forcegauge.probes import RESPONSE_TYPES
-from forcegauge.scores import PREFIX_TOKENS, STATISTICS, Scores, TokenScores
+from forcegauge.rl import Samples, rl_signals
+from forcegauge.scores import PREFIX_TOKENS, STATISTICS, TOP_K, Scores, TokenScores
 from forcegauge.signals import (
     NOISE_MULTIPLE,
     PEAKED_MASS,
@@ -59,14 +60,24 @@ CONTRACT = {
     "alarm_streak_needed{alarm}",
 }
 
+BESIDE_CONTRACT = {
+    "top_mass_ratio{response_type}",
+    "top_mass_change_ratio{response_type}",
+    "sample_agreement_ratio",
+    "sample_distinct_ratio",
+    "sample_length_tokens",
+    "sample_length_drift_ratio",
+    "sample_ended_ratio",
+}
+
 
 def test_holds_exactly_the_metrics_that_dashboards_and_rules_build_on() -> None:
     shown = set()
     for row in METRICS:
         labels = () if row.labels == INFO_LABELS else row.labels
         shown.add(row.name + ("{" + ",".join(labels) + "}" if labels else ""))
-    assert shown == {f"forcegauge_{name}" for name in CONTRACT}
-    assert len(METRICS) == len(CONTRACT)
+    assert shown == {f"forcegauge_{name}" for name in CONTRACT | BESIDE_CONTRACT}
+    assert len(METRICS) == len(shown)
 
 
 def test_counters_and_only_counters_end_in_total() -> None:
@@ -133,6 +144,9 @@ def test_finds_a_metric_with_or_without_the_prefix() -> None:
         ("force_up_norm", "force_norm", ("up",)),
         ("force_down_norm", "force_norm", ("down",)),
         ("valley_force_ratio", "valley_force_ratio", ()),
+        ("top_mass_greedy_ratio", "top_mass_ratio", ("greedy",)),
+        ("top_mass_change_chosen_ratio", "top_mass_change_ratio", ("chosen",)),
+        ("sample_length_tokens", "sample_length_tokens", ()),
     ],
 )
 def test_a_signal_leads_to_its_metric(signal: str, name: str, labels: tuple[str, ...]) -> None:
@@ -155,12 +169,26 @@ def test_every_signal_metric_is_a_signal_that_scores_can_define() -> None:
     assert by_scores == expected - {"forcegauge_greedy_repetition_ratio"}
 
 
+def test_signals_of_candidates_and_samples_have_the_catalogues_names() -> None:
+    samples = Samples()
+    samples.add([[(1, 2), (1, 3)]], [[True, False]])
+    signals = {
+        **rl_signals(_scores(1), _scores(0)),
+        **samples.take(),
+        "sample_length_drift_ratio": 0.0,
+    }
+    exported = {found[0].name for name in signals if (found := signal_metric(name))}
+    assert exported == {f"forcegauge_{name.split('{')[0]}" for name in BESIDE_CONTRACT}
+
+
 def test_sizes_in_formulas_are_those_of_the_code() -> None:
     assert f"pi(y_t) < {VALLEY_MASS} /" in metric("valley_force_ratio").formula
     assert f"n = {NGRAM} tokens" in metric("greedy_repetition_ratio").formula
     assert f"t <= {PREFIX_TOKENS}" in metric("squeeze_prefix_nats").formula
     tau = f"max({SIZE_FLOOR_NATS} nats, {NOISE_MULTIPLE:g} x noise)"
     peaked = f"pi* > {PEAKED_MASS}: d < -{PEAKED_MULTIPLE:g} tau"
+    assert f"{TOP_K} likeliest" in metric("top_mass_ratio").meaning
+    assert f"k<={TOP_K}" in metric("top_mass_ratio").formula
     assert tau in metric("squeezed_ratio").formula
     assert peaked in metric("squeezed_ratio").formula
 

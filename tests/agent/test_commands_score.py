@@ -90,6 +90,103 @@ def test_a_model_by_another_name_has_no_step(run_dir: Path, probes: Path, tmp_pa
     assert all(set(row) == FIELDS for row in lines(tmp_path / "out.jsonl"))
 
 
+@pytest.fixture
+def more_probes(tmp_path: Path) -> Path:
+    path = tmp_path / "more.jsonl"
+    path.write_text(json.dumps({"id": "c", "prompt": "Why?", "responses": {"chosen": "So."}}))
+    return path
+
+
+def test_several_probe_files_are_scored_as_if_alone(
+    run_dir: Path, probes: Path, more_probes: Path, tmp_path: Path
+) -> None:
+    both = ("--probes", probes, "--probes", more_probes)
+    result = call("--model", run_dir, *both, "-o", tmp_path / "both.jsonl")
+    assert "2 models scored on 3 probes" in result.output
+    alone = []
+    for place, path in enumerate((probes, more_probes)):
+        call("--model", run_dir, "--probes", path, "-o", tmp_path / f"{place}.jsonl")
+        alone += lines(tmp_path / f"{place}.jsonl")
+    found = lines(tmp_path / "both.jsonl")
+    assert sorted(found, key=str) == sorted(alone, key=str)
+    assert [row["step"] for row in found] == [2, 2, 2, 2, 10, 10, 10, 10]
+
+
+def test_an_id_in_two_probe_files_names_both(run_dir: Path, probes: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.jsonl"
+    again.write_text(probes.read_text())
+    with pytest.raises(InputError, match=r"again\.jsonl: id: 'a' is also in .*probes\.jsonl"):
+        call("--model", run_dir, "--probes", probes, "--probes", again, "-o", tmp_path / "o.jsonl")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often models are loaded, probe sets encoded and ways of scoring chosen."""
+    from forcegauge import loading, scorer, ways
+
+    counts = dict.fromkeys(("load_model", "encode_probes", "choose"), 0)
+
+    def count(module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counting)
+
+    count(loading, "load_model")
+    count(scorer, "encode_probes")
+    count(ways, "choose")
+    return counts
+
+
+def test_models_are_loaded_and_probes_encoded_once(
+    run_dir: Path, probes: Path, more_probes: Path, tmp_path: Path, counted: dict[str, int]
+) -> None:
+    both = ("--probes", probes, "--probes", more_probes)
+    call("--model", run_dir, *both, "-o", tmp_path / "out.jsonl")
+    assert counted == {"load_model": 2, "encode_probes": 2, "choose": 2}
+
+
+def test_another_architecture_with_the_same_tokenizer_gets_a_way_of_its_own(
+    run_dir: Path,
+    probes: Path,
+    tmp_path: Path,
+    tiny_model: Make,
+    tokenizer: Any,
+    counted: dict[str, int],
+) -> None:
+    tiny_model("bloom", n_layer=2, n_head=4).save_pretrained(tmp_path / "bloom")
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    out = tmp_path / "out.jsonl"
+    call("--model", run_dir, "--model", tmp_path / "bloom", "--probes", probes, "-o", out)
+    assert counted == {"load_model": 3, "encode_probes": 1, "choose": 2}
+
+
+def test_another_tokenizer_encodes_the_probes_anew(
+    run_dir: Path, probes: Path, tmp_path: Path, tokenizer: Any, counted: dict[str, int]
+) -> None:
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(run_dir / "checkpoint-10")
+    out = tmp_path / "out.jsonl"
+    call("--model", run_dir, "--probes", probes, "-o", out)
+    assert counted["encode_probes"] == 2
+
+
+def test_a_limit_on_memory_that_is_too_small_says_so(
+    run_dir: Path, probes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(InputError, match=r"scoring needs .* 1MiB are allowed"):
+        call("--model", run_dir, "--probes", probes, "-o", out, "--max-memory", "1MiB")
+    with pytest.raises(InputError, match="'much' is no amount of memory"):
+        call("--model", run_dir, "--probes", probes, "-o", out, "--max-memory", "much")
+    result = call("--model", run_dir, "--probes", probes, "-o", out, "--max-memory", "1GiB")
+    assert result.exit_code == 0
+    assert len(lines(out)) == 6
+
+
 def test_models_that_are_there_already_are_skipped(
     run_dir: Path, probes: Path, tmp_path: Path
 ) -> None:

@@ -153,3 +153,8 @@ def test_measured_forces_overrule_what_the_loss_is_said_to_do() -> None:
 def test_untrained_answers_that_lose_only_what_chosen_gains_are_learning() -> None:
     earned = {**SQUEEZED, "chosen_change_nats": 0.8, "unearned_fall_nats": 0.1}
     assert run([earned] * 6)[-1].verdict == "learning"
+
+
+def test_a_clipped_loss_that_no_longer_pushes_has_squeezed_all_the_same() -> None:
+    pushed, clipped = ({**SQUEEZED, "force_down_norm": size} for size in (0.2, 0.0))
+    assert run([pushed, clipped, clipped])[-1].verdict == "squeezing"

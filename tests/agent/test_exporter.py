@@ -34,6 +34,7 @@ from forcegauge.exporter import (
     model_label,
 )
 from forcegauge.probes import RESPONSE_TYPES
+from forcegauge.rl import CANDIDATE_TYPES
 from tests.servers import prometheus, require, wait_for
 
 STATISTICS = ("logprob_mean", "argmax_logprob_mean", "argmax_mass", "entropy")
@@ -48,7 +49,10 @@ def _complete(run: str = "demo") -> RunState:
     signals = {
         row.name.removeprefix("forcegauge_"): 0.25
         for row in METRICS
-        if not row.labels and row.unit in ("nats", "ratio")
+        if not row.labels and row.unit in ("nats", "ratio", "tokens")
+    }
+    signals |= {
+        f"top_mass_{way}{kind}_ratio": 0.1 for way in ("", "change_") for kind in CANDIDATE_TYPES
     }
     return RunState(
         run,

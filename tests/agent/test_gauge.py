@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -306,3 +309,181 @@ def test_a_port_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("FORCEGAUGE_PORT", "none")
     with pytest.raises(InputError, match="FORCEGAUGE_PORT"):
         ForceGauge(tiny.probe_set(), tiny.tokenizer(), run="tiny")
+
+
+class OneValue:
+    """A loss whose reading is counted, as a tensor on a device would wait for it."""
+
+    def __init__(self, value: float) -> None:
+        self.value, self.read = value, 0
+
+    def __float__(self) -> float:
+        self.read += 1
+        return self.value
+
+
+def test_a_loss_is_read_at_probes_only(tmp_path: Path) -> None:
+    model, losses = tiny.llama(), [OneValue(1.0) for _ in range(8)]
+    with gauge(tmp_path) as watched:
+        for step, loss in enumerate(losses):
+            watched.step(model, step, loss=loss)
+    assert [loss.read for loss in losses] == [1, 1, 1, 0, 1, 0, 0, 0]
+
+
+def test_a_loss_may_be_a_tensor_and_one_of_many_values_costs_no_probe(tmp_path: Path) -> None:
+    model = tiny.llama()
+    with gauge(tmp_path) as watched:
+        watched.step(model, 0, loss=torch.tensor(math.nan))
+        watched.step(model, 1, loss=torch.ones(2))
+    assert watched.failures == {"other": 1}
+    lines = probes_by_phase(read_record(tmp_path))["train"]
+    assert [line["signals"].get("loss_nonfinite_ratio") for line in lines] == [1.0, None]
+
+
+def test_samples_of_a_loop_of_ones_own_are_read_at_the_next_probe(tmp_path: Path) -> None:
+    model = tiny.llama()
+    with gauge(tmp_path) as watched:
+        watched.step(model, 0)
+        watched.observe_samples([[(5, 6), (5, 6)], [(5, 6), (7, 8)]], ended=[[True] * 2] * 2)
+        watched.step(model, 1)
+        watched.observe_samples([[(5, 6, 7, 8)], [(5, 6, 7, 8)]])
+        watched.step(model, 2)
+    lines = probes_by_phase(read_record(tmp_path))["train"]
+    assert lines[1]["signals"]["sample_agreement_ratio"] == 0.5
+    assert lines[1]["signals"]["sample_ended_ratio"] == 1.0
+    assert lines[2]["signals"]["sample_length_drift_ratio"] == 1.0
+    assert "sample_agreement_ratio" not in lines[2]["signals"]
+    page = urlopen(f"http://127.0.0.1:{watched.port}/metrics").read().decode()
+    assert 'forcegauge_sample_length_tokens{run="tiny"} 4.0' in page
+
+
+def test_length_drift_goes_on_from_the_first_length_after_a_resume(tmp_path: Path) -> None:
+    model = tiny.llama()
+    for first, tokens in ((0, (5, 6)), (1, (5, 6, 7, 8, 9, 10))):
+        with gauge(tmp_path, every=1) as watched:
+            watched.step(model, first)
+            watched.observe_samples([[tokens]])
+            watched.step(model, first + 1)
+    last = probes_by_phase(read_record(tmp_path))["train"][-1]
+    assert last["signals"]["sample_length_drift_ratio"] == 2.0
+
+
+def test_samples_of_no_shape_are_counted_and_cost_no_probe(tmp_path: Path) -> None:
+    with gauge(tmp_path) as watched:
+        watched.observe_samples([[(5, 6)]], ended=[[True, False]])
+        watched.step(tiny.llama(), 0)
+    assert watched.failures == {"other": 1}
+    assert steps(tmp_path) == [0]
+
+
+def test_the_mass_of_the_candidates_is_recorded_and_served(tmp_path: Path) -> None:
+    with gauge(tmp_path) as watched:
+        train(tiny.llama(), watched, 1, 2)
+    kept = [read_scores(tmp_path / "scores" / f"{step}.safetensors") for step in (0, 2)]
+    start, end = (float(one.column("top_mass", "chosen").mean()) for one in kept)
+    signals = probes_by_phase(read_record(tmp_path))["train"][-1]["signals"]
+    assert signals["top_mass_chosen_ratio"] == pytest.approx(end, abs=1e-6)
+    assert signals["top_mass_change_chosen_ratio"] == pytest.approx(end - start, abs=1e-6)
+    page = urlopen(f"http://127.0.0.1:{watched.port}/metrics").read().decode()
+    assert 'forcegauge_top_mass_ratio{response_type="greedy",run="tiny"}' in page
+
+
+def test_a_runs_own_threshold_is_used_recorded_and_served(tmp_path: Path) -> None:
+    with gauge(tmp_path, thresholds={"squeezing": 0.8}, loss="dpo") as watched:
+        watched.step(tiny.llama(), 0)
+        judged = watched.step(tiny.llama(), 1)
+    assert judged is not None
+    assert judged.alarms["squeezing"].threshold == 0.8
+    assert judged.alarms["diverging"].threshold == 0.5
+    assert read_record(tmp_path)[0]["settings"]["thresholds"] == {"squeezing": 0.8}
+    page = urlopen(f"http://127.0.0.1:{watched.port}/metrics").read().decode()
+    assert 'forcegauge_alarm_threshold{alarm="squeezing",run="tiny"} 0.8' in page
+
+
+def test_a_resumed_run_replays_its_probes_with_its_own_thresholds(tmp_path: Path) -> None:
+    model, found = tiny.llama(), []
+    for part in range(2):
+        with gauge(tmp_path, every=1, thresholds={"repeater": 1e-9}) as watched:
+            for step in range(3 * part, 3 * part + 3):
+                judged = watched.step(model, step)
+                assert judged is not None
+                found.append(judged.alarms["repeater"].threshold)
+    assert set(found) == {1e-9}
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "said"),
+    [
+        ({"squeezed": 1.0}, "'squeezed' is no alarm. The alarms are squeezing, diverging"),
+        ({"eos_loss": 3.0}, "Give a negative number; the default is -3"),
+        ({"squeezing": 0.0}, "Give a positive number; the default is 0.5"),
+        ({"squeezing": math.nan}, "nan is no size of squeeze_excess_nats"),
+    ],
+)
+def test_thresholds_that_mean_nothing_are_refused(
+    tmp_path: Path, thresholds: dict[str, float], said: str
+) -> None:
+    with pytest.raises(InputError, match="thresholds") as refused:
+        gauge(tmp_path, thresholds=thresholds)
+    assert said in str(refused.value)
+
+
+LOOP = """
+import sys, time, signal
+from pathlib import Path
+from tests import tiny
+from tests.agent.test_gauge import gauge
+{before}
+with gauge(Path(sys.argv[1])) as watched:
+    watched.step(tiny.llama(), 0)
+    print("probed", flush=True)
+    time.sleep(60)
+"""
+UNWATCHED = """
+import sys, time, signal
+{before}
+print("probed", flush=True)
+time.sleep(60)
+"""
+
+
+def code_after(sent: int, program: str, *arguments: str) -> int:
+    """The exit status of a Python program that gets this signal once it prints a line."""
+    command = [sys.executable, "-c", program, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "probed\n"
+        process.send_signal(sent)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode
+
+
+@pytest.mark.parametrize(
+    ("sent", "before", "reason"),
+    [
+        (signal.SIGTERM, "", "signal"),
+        (signal.SIGINT, "signal.signal(signal.SIGINT, signal.default_int_handler)", "signal"),
+        (signal.SIGTERM, "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))", "stopped"),
+    ],
+    ids=["terminated", "interrupted", "terminated with a handler of its own"],
+)
+def test_a_signal_ends_the_record_and_the_process_as_without_a_gauge(
+    tmp_path: Path, sent: int, before: str, reason: str
+) -> None:
+    # Python's own status after an interrupt differs from version to version
+    unwatched = code_after(sent, UNWATCHED.format(before=before))
+    assert unwatched != 0
+    assert code_after(sent, LOOP.format(before=before), str(tmp_path)) == unwatched
+    ends = [line for line in read_record(tmp_path) if line["kind"] == "end"]
+    assert [line["reason"] for line in ends] == [reason]
+
+
+def test_a_closed_gauge_leaves_sigterm_as_it_was(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with gauge(tmp_path) as watched:
+        watched.step(tiny.llama(), 0)
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -44,6 +44,17 @@ def test_a_saved_tokenizer_loads(saved: Path, tokenizer: Any) -> None:
     assert load_tokenizer(str(saved))("Hi") == tokenizer("Hi")
 
 
+def test_a_tokenizer_loads_from_a_folder_of_its_own(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path))("Hi") == tokenizer("Hi")
+
+
+def test_a_damaged_tokenizer_on_its_own_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="no tokenizer could be loaded"):
+        load_tokenizer(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "runs/a/checkpoint-3"])
 def test_a_missing_folder_is_named(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}: no such model folder"):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from forcegauge.cli import main
 from forcegauge.errors import InputError, RunError
 from forcegauge.gauge import ForceGauge
 from forcegauge.report import write_report
+from forcegauge.reporting.checkpoints import checkpoint_words
 from forcegauge.reporting.figures import figures
 from forcegauge.reporting.plots import STYLES, plotly_spec, table
 from forcegauge.reporting.safe import script_json, shown
@@ -438,3 +440,20 @@ def test_what_the_gauge_itself_left_is_reported(tmp_path: Path) -> None:
     assert "step 6 · 8 probes · ended: finished" in page.text
     for part in ("What the model writes", "What is asked", "Settings, dpo", "errors0"):
         assert part in page.text
+
+
+def test_the_advice_names_the_last_checkpoint_from_before_the_alarm_built_up(page: Page) -> None:
+    # step 30 was saved without an alarm, but the streak of squeezing had begun by then
+    assert "The last healthy checkpoint is out/sft/checkpoint-20, of step 20." in page.text
+
+
+def test_without_a_healthy_checkpoint_the_advice_says_so(story: Story) -> None:
+    sick = tuple({**line, "healthy": False} for line in story.checkpoints)
+    assert "No checkpoint is healthy" in checkpoint_words(replace(story, checkpoints=sick))
+    assert checkpoint_words(replace(story, checkpoints=())) == ""
+
+
+def test_a_checkpoint_that_was_written_again_counts_as_it_was_last(story: Story) -> None:
+    first = {"kind": "checkpoint", "phase": "dpo", "step": 44, "run": "demo", "path": "out/c"}
+    told = tell([{**first, "healthy": True}, {**first, "healthy": False}])
+    assert [line["healthy"] for line in told.checkpoints] == [False]

@@ -227,6 +227,21 @@ def test_any_lengths_packing_and_budget_are_equal_to_single_sequences(
             assert_near(scored(model, sequences, way, budget=budget), wanted)
 
 
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(probes=st.permutations(range(4)), budget=st.integers(1, 250))
+def test_any_packing_order_gives_each_response_its_own_numbers(
+    probes: list[int], budget: int, tiny_model: Make
+) -> None:
+    model, sizes = tiny_model("llama"), [len(item.response) for item in MIXED]
+    alone = dict(zip(MIXED, plain(model, MIXED).split(sizes), strict=True))
+    turned = [item for probe in probes for item in reversed(MIXED) if item.probe == probe]
+    for way in every_way:
+        found = scored(model, turned, way, budget=budget)
+        assert_near(found, torch.cat([alone[item] for item in turned]))
+
+
 def test_very_long_prompts_and_responses_are_equal_to_single_sequences(tiny_model: Make) -> None:
     sequences = make_sequences([(1500, [1, 700, 40]), (3, [900, 2])])
     for changes in ({}, {"num_key_value_heads": 1}):

@@ -37,8 +37,9 @@ from forcegauge.scorer import Scorer
 
 RECORDS = Path(__file__).with_name("records")
 DATA = Path(__file__).parents[2] / "agent" / "forcegauge" / "demo"
-PROMPT_TOKENS, RESPONSE_TOKENS = 40, 24
+PROMPT_TOKENS, RESPONSE_TOKENS = 32, 16
 BATCH, PROBES, HELD_OUT, EVERY = 4, 8, 8, 2
+WARMUP = 4
 DECODED_TOKENS = 32
 
 
@@ -52,34 +53,34 @@ class Finetune:
     rate: float
     beta: float = 0.1
     seed: int = 0
-    steps: int = 16
+    steps: int = 24
     pairs: int = 32
     noisy: bool = False
 
 
 FINETUNES = (
-    Finetune("dpo-squeeze-0", "sft", "dpo", 1e-4),
-    Finetune("dpo-squeeze-1", "sft", "dpo", 1e-4, seed=1),
-    Finetune("dpo-squeeze-slow", "sft", "dpo", 5e-5, steps=24),
-    Finetune("dpo-both-0", "both", "dpo", 5e-5),
-    Finetune("dpo-both-1", "both", "dpo", 5e-5, seed=1),
+    Finetune("dpo-squeeze-0", "sft", "dpo", 5e-5),
+    Finetune("dpo-both-0", "both", "dpo", 2e-5),
+    Finetune("sft-0", "base", "sft", 5e-5),
+    Finetune("dpo-diverge", "sft", "dpo", 1e-3),
+    Finetune("ascent", "sft", "ascent", 3e-5),
     Finetune("dpo-gentle-0", "sft", "dpo", 5e-6),
+    Finetune("dpo-squeeze-slow", "sft", "dpo", 2e-5, steps=32),
+    Finetune("ipo-squeeze", "sft", "ipo", 5e-5),
+    Finetune("sppo-squeeze", "sft", "sppo", 5e-5, beta=0.05),
+    Finetune("grpo-squeeze", "sft", "grpo", 5e-5),
+    Finetune("ipo-both", "both", "ipo", 1e-5),
+    Finetune("grpo-both", "both", "grpo", 1e-5),
+    Finetune("sft-both", "base", "both", 5e-5),
+    Finetune("sft-diverge", "base", "sft", 3e-3),
+    Finetune("dpo-squeeze-1", "sft", "dpo", 5e-5, seed=1),
+    Finetune("dpo-both-1", "both", "dpo", 2e-5, seed=1),
+    Finetune("dpo-noisy", "sft", "dpo", 5e-5, noisy=True),
+    Finetune("dpo-tiny", "sft", "dpo", 5e-5, pairs=4),
+    Finetune("sft-tiny", "base", "sft", 5e-5, pairs=4),
+    Finetune("sft-1", "base", "sft", 5e-5, seed=1),
     Finetune("dpo-gentle-1", "sft", "dpo", 5e-6, seed=1),
     Finetune("dpo-base", "base", "dpo", 1e-5),
-    Finetune("dpo-noisy", "sft", "dpo", 1e-4, noisy=True),
-    Finetune("dpo-tiny", "sft", "dpo", 1e-4, pairs=4),
-    Finetune("dpo-diverge", "sft", "dpo", 1e-3),
-    Finetune("ipo-squeeze", "sft", "ipo", 1e-4),
-    Finetune("ipo-both", "both", "ipo", 2e-5),
-    Finetune("sppo-squeeze", "sft", "sppo", 1e-4, beta=0.05),
-    Finetune("grpo-squeeze", "sft", "grpo", 1e-4),
-    Finetune("grpo-both", "both", "grpo", 2e-5),
-    Finetune("ascent", "sft", "ascent", 5e-5),
-    Finetune("sft-0", "base", "sft", 5e-5),
-    Finetune("sft-1", "base", "sft", 5e-5, seed=1),
-    Finetune("sft-both", "base", "both", 5e-5),
-    Finetune("sft-tiny", "base", "sft", 5e-5, pairs=4),
-    Finetune("sft-diverge", "base", "sft", 3e-3),
 )
 
 
@@ -277,6 +278,7 @@ def record(run: Finetune, folder: Path) -> list[dict[str, Any]]:
             loss, found = compute(model, run, step - 1, *extra)
             gauge.observe(found.logps, found.labels, logits=found.logits, input_ids=found.input_ids)
             loss.backward()
+            optimizer.param_groups[0]["lr"] = run.rate * min(1.0, step / WARMUP)
             norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
             optimizer.step()
             optimizer.zero_grad()
@@ -284,7 +286,7 @@ def record(run: Finetune, folder: Path) -> list[dict[str, Any]]:
             rows.append(
                 {"kind": "step", "step": step, "loss": loss.item(), "grad_norm": norm.item()}
             )
-            if step % (2 * EVERY) == 0:
+            if step % 4 == 0:
                 rows.append({"kind": "held_out", "step": step, **held_out.look(model)})
     return rows + probe_rows(folder)
 

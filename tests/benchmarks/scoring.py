@@ -1,15 +1,18 @@
-"""Scoring side by side, alternating, medians: this package, the authors' way, TRL's helper, floor.
+"""Scoring side by side, in alternation: this package, the authors' way, TRL, lm-eval, floors.
 
-python tests/benchmarks/scoring.py --model smollm2 --shape typical --prompts 4 --rounds 3
+make bench-scoring   # every case, then agent/scoring.md and its picture (about 12 minutes)
+python -m tests.benchmarks.scoring --quick
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
-import statistics
+import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,16 +21,23 @@ import click
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils.logging import disable_progress_bar
 
 from forcegauge import head as heads
 from forcegauge import ways
 from forcegauge.encoding import TokenSequence
+from forcegauge.head import Head
+from forcegauge.reductions import CHUNK, Statistics, slices
+from forcegauge.scorer import TOKEN_BUDGET
+from tests.benchmarks import scoring_page
 
 TYPES = 12
-SHAPES = {"short": (64, 48), "typical": (128, 96), "long": (1024, 128)}
+SHAPES = {"tiny": (16, 12), "short": (64, 48), "typical": (128, 96), "long": (1024, 128)}
 RANDOM = {
     "qwen": (
         "qwen2",
@@ -43,16 +53,46 @@ RANDOM = {
     ),
     "gpt2": ("gpt2", {"n_positions": 2048}),
 }
-BUDGET = 4096
+PRODUCTS = {"aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "aten::bmm"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a shape of probes and a type; batch sizes that the other ways try on ``tried``
+    responses, to go on with the fastest."""
+
+    model: str
+    shape: str
+    dtype: str
+    prompts: int
+    rounds: int
+    sizes: tuple[int, ...] = (1, 4, 8)
+    tried: int = 8
+
+
+CASES = [
+    Case("smollm2", "typical", "float32", prompts=3, rounds=2),
+    Case("smollm2", "short", "float32", prompts=3, rounds=2),
+    Case("smollm2", "long", "float32", prompts=1, rounds=1, sizes=(1, 4), tried=4),
+    Case("smollm2", "typical", "bfloat16", prompts=3, rounds=2),
+    Case("qwen", "typical", "float32", prompts=1, rounds=1, sizes=(1, 4), tried=4),
+    Case("gpt2", "typical", "float32", prompts=1, rounds=2),
+]
+QUICK = [Case("smollm2", "tiny", dtype, 1, 1, (1, 4), 4) for dtype in ("float32", "bfloat16")]
 
 
 @dataclass
-class Result:
-    """Seconds of each round, peak memory above what stood before, and the log-probs' sums."""
+class Row:
+    """What one contender took: seconds of each round, peak memory above what stood before, largest
+    difference of a response's log-prob per token from ours; seconds per response of each batch
+    size."""
 
-    seconds: list[float]
-    peak_mib: float
-    sums: Tensor
+    way: str
+    batch: int | None = None
+    seconds: list[float] = field(default_factory=list)
+    peak_mib: float = 0.0
+    apart_nats: float = 0.0
+    tried: dict[int, float] = field(default_factory=dict)
 
 
 def load(name: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -84,15 +124,35 @@ def make_sequences(prompts: int, shape: tuple[int, int], vocabulary: int) -> lis
     ]
 
 
-def ours(model: PreTrainedModel, sequences: Sequence[TokenSequence], way: ways.Way) -> Tensor:
+def ours(
+    model: PreTrainedModel, sequences: Sequence[TokenSequence], way: ways.Way, head: Head
+) -> Tensor:
     """This package, every statistic."""
-    head = heads.head_of(model)
     owner = torch.cat([torch.full((len(s.response),), i) for i, s in enumerate(sequences)])
     sums = torch.zeros(len(sequences))
-    for batch in ways.batches(way, sequences, BUDGET):
+    for batch in ways.batches(way, sequences, TOKEN_BUDGET):
         found = ways.run(model, head, batch, "head")["logprob"]
         sums.index_add_(0, owner[torch.from_numpy(batch.slots)], found)
     return sums
+
+
+class BareHead(Head):
+    """The head's product alone, for what a forward of the same tokens takes."""
+
+    def statistics(self, hidden: Tensor, targets: Tensor) -> Statistics:
+        """No statistics: logits are made and dropped."""
+        for part in slices(len(hidden), CHUNK):
+            self.raw(hidden[part])
+        return {"logprob": torch.zeros(len(targets))}
+
+
+class MarkedHead(Head):
+    """The head with its time marked in a profile."""
+
+    def statistics(self, hidden: Tensor, targets: Tensor) -> Statistics:
+        """As they are."""
+        with record_function("head"):
+            return super().statistics(hidden, targets)
 
 
 def padded(items: Sequence[TokenSequence]) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,17 +167,14 @@ def padded(items: Sequence[TokenSequence]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask.long(), answers
 
 
-def by_type(sequences: Sequence[TokenSequence], size: int) -> list[list[int]]:
-    """Batches of one type each."""
-    found = []
-    for place in range(TYPES):
-        mine = [index for index, item in enumerate(sequences) if item.type == place]
-        found += [mine[start : start + size] for start in range(0, len(mine), size)]
-    return found
+def by_type(sequences: Sequence[TokenSequence], size: int) -> Iterator[list[int]]:
+    """Full batches, a type after the other; where prompts are few, a batch mixes types."""
+    order = sorted(range(len(sequences)), key=lambda index: sequences[index].type)
+    return (order[part] for part in slices(len(order), size))
 
 
 def authors(model: PreTrainedModel, sequences: Sequence[TokenSequence], size: int) -> Tensor:
-    """The paper's pass as described: a type at a time, full float32 distributions, a one-hot."""
+    """The paper's pass as described: in order of type, full float32 distributions, a one-hot."""
     sums = torch.zeros(len(sequences))
     for members in by_type(sequences, size):
         ids, mask, answers = padded([sequences[index] for index in members])
@@ -146,20 +203,43 @@ def trl(model: PreTrainedModel, sequences: Sequence[TokenSequence], size: int) -
     return sums
 
 
+def harness(model: PreTrainedModel, sequences: Sequence[TokenSequence], size: int) -> Tensor:
+    """lm-evaluation-harness' loglikelihood requests, already in tokens."""
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"<eos>": 0}, unk_token="<eos>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
+    lm: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size, max_length=2048)
+    requests = [(None, list(item.prompt), list(item.response)) for item in sequences]
+    answers = lm._loglikelihood_tokens(requests, disable_tqdm=True)
+    return torch.tensor([total for total, _ in answers])
+
+
+OTHERS: dict[str, Callable[[PreTrainedModel, Sequence[TokenSequence], int], Tensor]] = {
+    "authors": authors,
+    "TRL": trl,
+    "lm-eval": harness,
+}
+
+
 def floor_seconds(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> float:
-    """Matrix products of the unique tokens at the rate that this machine reaches just now."""
+    """Products with weights for the unique tokens, at the rate that `torch.mm` reaches just now."""
     config: Any = model.config
-    head: Tensor = cast(Any, model).get_output_embeddings().weight
-    body = sum(p.numel() for p in model.parameters() if p.dim() == 2 and len(p) != len(head))
+    head: nn.Linear = cast(Any, model).get_output_embeddings()
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    body = sum(layer.weight.numel() for layer in layers)
     prompts = {item.probe: len(item.prompt) for item in sequences}
     answers = sum(len(item.response) for item in sequences)
     tokens = sum(prompts.values()) + answers - len(sequences)
-    x = torch.randn(1024, config.hidden_size, dtype=head.dtype)
-    weight = torch.randn(4096, config.hidden_size, dtype=head.dtype)
-    out = torch.empty(1024, 4096, dtype=head.dtype)
+    x = torch.randn(1024, config.hidden_size, dtype=head.weight.dtype)
+    weight = torch.randn(4096, config.hidden_size, dtype=head.weight.dtype)
+    out = torch.empty(1024, 4096, dtype=head.weight.dtype)
     best = min(clocked(lambda: torch.mm(x, weight.T, out=out)) for _ in range(10))
     rate = 2 * 1024 * 4096 * config.hidden_size / best
-    return float(2 * (tokens * body + answers * head.numel()) / rate)
+    return float(2 * (tokens * body + answers * head.weight.numel()) / rate)
 
 
 def clocked(call: Callable[[], object]) -> float:
@@ -169,74 +249,123 @@ def clocked(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def memory(field: str) -> float:
+def memory(name: str) -> float:
     """A field of this process's memory status, in MiB (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
-def measured(call: Callable[[], Tensor], result: Result | None) -> Result:
-    """One more round of a contender."""
+def release_memory() -> None:
+    """What is free goes back to the system, and the peak of memory starts anew (Linux)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = memory("VmRSS")
-    start = time.perf_counter()
-    sums = call()
-    seconds = time.perf_counter() - start
-    peak = memory("VmHWM") - before
-    if result is None:
-        return Result([seconds], peak, sums)
-    return Result([*result.seconds, seconds], max(peak, result.peak_mib), sums)
+
+
+def measure(row: Row, call: Callable[[], Tensor], lengths: Tensor, base: Tensor | None) -> Tensor:
+    """One more round of a contender; its log-probs per token."""
+    release_memory()
+    before, start = memory("VmRSS"), time.perf_counter()
+    means = call() / lengths
+    row.seconds.append(time.perf_counter() - start)
+    row.peak_mib = max(row.peak_mib, memory("VmHWM") - before)
+    if base is not None:
+        row.apart_nats = max(row.apart_nats, float((means - base).abs().max()))
+    return means
+
+
+def shares_of(run: Callable[[], object]) -> dict[str, float]:
+    """Shares of the time of one pass, by a profile."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        run()
+    parts = dict.fromkeys(("products", "attention", "reduction", "other"), 0.0)
+    for event in found.events():
+        parts[_part(event)] += event.self_cpu_time_total
+    total = sum(parts.values())
+    return {name: spent / total for name, spent in parts.items()}
+
+
+def _part(event: Any) -> str:
+    if event.name in PRODUCTS:
+        return "products"
+    if event.name.startswith("aten::_scaled_dot_product"):
+        return "attention"
+    while event is not None:
+        if event.name == "head":
+            return "reduction"
+        event = event.cpu_parent
+    return "other"
+
+
+def run_case(case: Case, done: Callable[[str], None]) -> dict[str, Any]:
+    """Every contender of a case: batch sizes tried, then rounds in alternation, then a profile."""
+    model = load(case.model, getattr(torch, case.dtype))
+    vocabulary = heads.text_config(model).vocab_size
+    sequences = make_sequences(case.prompts, SHAPES[case.shape], vocabulary)
+    lengths = torch.tensor([len(item.response) for item in sequences])
+    plain = heads.head_of(model)
+    bare, marked = (kind(plain.module, plain.scale, plain.cap) for kind in (BareHead, MarkedHead))
+    few = sorted(sequences, key=lambda item: item.type)[: case.tried]
+    ours(model, few, "shared", plain)
+    rows = [Row("shared"), Row("cached"), Row("bare forward")]
+    calls: list[Callable[[], Tensor]] = [
+        partial(ours, model, sequences, "shared", plain),
+        partial(ours, model, sequences, "cached", plain),
+        partial(ours, model, sequences, "shared", bare),
+    ]
+    for name, way in OTHERS.items():
+        tried = {size: clocked(partial(way, model, few, size)) / len(few) for size in case.sizes}
+        best = min(tried, key=lambda size: tried[size])
+        rows.append(Row(name, best, tried=tried))
+        calls.append(partial(way, model, sequences, best))
+        done(f"{case.model}, {case.shape}: {name}")
+    floors = Row("matrix products")
+    for _ in range(case.rounds):
+        floors.seconds.append(floor_seconds(model, sequences))
+        base = None
+        for row, call in zip(rows, calls, strict=True):
+            found = measure(row, call, lengths, None if row.way == "bare forward" else base)
+            base = found if base is None else base
+            done(f"{case.model}, {case.shape}: {row.way}")
+    parts = shares_of(partial(ours, model, sequences, "shared", marked))
+    measured = [asdict(row) for row in (*rows, floors)]
+    return {**asdict(case), "rows": measured, "shares": parts, **machine()}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on beside the code."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"threads": torch.get_num_threads(), "cpu": capability, "torch": torch.__version__}
+
+
+def steps(cases: Sequence[Case]) -> int:
+    """Contender runs of some cases, for the progress bar."""
+    return sum(len(OTHERS) + case.rounds * (len(OTHERS) + 3) for case in cases)
 
 
 @click.command()
-@click.option("--model", "name", type=click.Choice(["smollm2", *RANDOM]), default="smollm2")
-@click.option("--shape", type=click.Choice(list(SHAPES)), default="typical")
-@click.option("--prompts", type=int, default=8)
-@click.option("--rounds", type=int, default=3)
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
-@click.option("--sizes", default="1,4,8", help="Batch sizes of the other ways.")
+@click.option("--quick", is_flag=True, help="Two tiny cases; shows that it works.")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("build/scoring.jsonl"))
+@click.option("--page", type=click.Path(path_type=Path), help="Folder to write the page into.")
 @torch.no_grad()
-def main(name: str, shape: str, prompts: int, rounds: int, dtype: str, sizes: str) -> None:
-    """Measure every contender, a round at a time, and print a table and a line of JSON."""
-    model = load(name, getattr(torch, dtype))
-    sequences = make_sequences(prompts, SHAPES[shape], model.config.vocab_size)
-    contenders: dict[str, Callable[[], Tensor]] = {
-        "forcegauge, shared": lambda: ours(model, sequences, "shared"),
-        "forcegauge, cached": lambda: ours(model, sequences, "cached"),
-    }
-    for size in (int(text) for text in sizes.split(",")):
-        contenders[f"authors' way, batch {size}"] = partial(authors, model, sequences, size)
-        contenders[f"TRL's helper, batch {size}"] = partial(trl, model, sequences, size)
-    ours(model, sequences[:TYPES], "shared")
-    results: dict[str, Result] = {}
-    floors = []
-    for _ in range(rounds):
-        floors.append(floor_seconds(model, sequences))
-        for label, call in contenders.items():
-            results[label] = measured(call, results.get(label))
-    report(f"{name}, {shape}, {prompts} prompts, {dtype}", results, statistics.median(floors))
-
-
-def report(title: str, results: dict[str, Result], floor: float) -> None:
-    """The table, and the same as JSON."""
-    first = next(iter(results.values()))
-    base = statistics.median(first.seconds)
-    table = Table("way", "seconds", "times ours", "peak MiB", "differs by (nats)", title=title)
-    rows = []
-    for label, result in results.items():
-        seconds = statistics.median(result.seconds)
-        apart = float((result.sums - first.sums).abs().max())
-        rows.append([label, seconds, seconds / base, result.peak_mib, apart])
-        table.add_row(
-            label,
-            f"{seconds:.2f}",
-            f"{seconds / base:.2f}",
-            f"{result.peak_mib:.0f}",
-            f"{apart:.1e}",
-        )
-    table.add_row("floor of matrix products", f"{floor:.2f}", f"{floor / base:.2f}", "", "")
-    Console().print(table)
-    click.echo(json.dumps({"case": title, "floor_seconds": floor, "rows": rows}))
+def main(quick: bool, results: Path, page: Path | None) -> None:
+    """Measure every case, a line of JSON each, and write the page."""
+    cases = QUICK if quick else CASES
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    disable_progress_bar()
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.unlink(missing_ok=True)
+    text = TextColumn("{task.description:<32}")
+    columns = (text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=1800) as bar:
+        task = bar.add_task("", total=steps(cases))
+        for case in cases:
+            found = run_case(case, lambda text: bar.update(task, advance=1, description=text))
+            with results.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+    click.echo(scoring_page.summary(results))
+    if page is not None:
+        scoring_page.write(results, page)
 
 
 if __name__ == "__main__":

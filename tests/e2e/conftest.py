@@ -54,6 +54,9 @@ def demo(folder: Path, *options: str) -> DemoRun:
         assert done.returncode == 0, done.stderr + done.stdout
         series = seen(scraping)
     assert done.stderr == ""
+    # 2 GB a run, which pytest would keep for three sessions
+    for weights in run.glob("*/checkpoint-*/model.safetensors"):
+        weights.unlink()
     return DemoRun(run, done.stdout, series)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +136,15 @@ def test_the_demo_tells_in_words_what_happened(squeezed: DemoRun, healthy: DemoR
         assert "/metrics" in run.printed
         assert (run.directory / "report.html").stat().st_size > 100_000
         assert "report.html" in run.printed
+
+
+def test_the_demo_names_the_last_healthy_checkpoint(squeezed: DemoRun, healthy: DemoRun) -> None:
+    for run in (squeezed, healthy):
+        saved = [line["path"] for line in run.lines if line["kind"] == "checkpoint"]
+        assert len(saved) == 3
+        assert all(Path(path).is_dir() for path in saved)
+    assert f"{healthy.directory}/dpo/checkpoint-24, of step" in healthy.printed
+    assert "/dpo/checkpoint-24, of step" not in squeezed.printed
 
 
 def test_the_agent_met_no_error(squeezed: DemoRun, healthy: DemoRun) -> None:

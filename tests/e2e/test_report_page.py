@@ -183,7 +183,7 @@ def test_a_browser_that_cannot_inflate_shows_the_tables(browser: Any, report: Pa
 def test_without_a_script_verdict_and_tables_remain(browser: Any, report: Path) -> None:
     page = browser.new_context(viewport=DESKTOP, java_script_enabled=False).new_page()
     page.goto(report.as_uri())
-    assert page.locator(".verdict h1").inner_text().endswith("since step 30")
+    assert page.locator(".verdict h1").inner_text().endswith("since step 26")
     page.locator("figure summary").first.click()
     assert page.locator("figure table").first.is_visible()
     page.context.close()

@@ -81,6 +81,17 @@ def test_the_page_holds_everything_and_asks_for_nothing(snapshot: Path) -> None:
     assert "No reference model was given" in html
 
 
+def test_from_the_second_snapshot_on_the_page_shows_stability_over_time(
+    inputs: dict[str, str], snapshot: Path, tmp_path: Path
+) -> None:
+    more = ("--loss", "dpo", "--kernel-probes", "2", "--previous", str(snapshot))
+    call(inputs, *more, "-o", str(tmp_path / "two"))
+    assert "Stability over time" not in (snapshot / "snapshot.html").read_text()
+    html = (tmp_path / "two" / "snapshot.html").read_text()
+    assert "<h2>Stability over time</h2>" in html
+    assert "<h2>Stability of the kernel</h2>" in html
+
+
 def test_texts_cannot_act_in_the_page(inputs: dict[str, str], tmp_path: Path) -> None:
     attack = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
     rows = [{"prompt": attack, "completion": f"{attack} {n}"} for n in range(2)]

@@ -22,6 +22,7 @@ from forcegauge_monitor.job import Job, Settings
 from forcegauge_monitor.results import merged_attribution
 from forcegauge_monitor.snapshot import take
 from forcegauge_monitor.worker import Worker
+from tests import tiny
 from tests.monitor import tinies
 
 
@@ -181,6 +182,9 @@ def test_validity_and_stability_against_an_earlier_snapshot(
     third = take(Job(settings(inputs, previous=str(tmp_path / "two")), tmp_path / "three"))
     assert third["stability"]["first"] == metrics["stability"]["first"]
     assert third["stability"]["previous"]["velocity"] == 0
+    assert [each["step"] for each in third["history"]] == [1, 2, 2]
+    aligned = [1.0, metrics["entk_alignment_ratio"], third["entk_alignment_ratio"]]
+    assert [each["alignment_first"] for each in third["history"]] == aligned
 
 
 def test_kernel_metrics_have_their_control(inputs: dict[str, str], tmp_path: Path) -> None:
@@ -221,6 +225,8 @@ def test_too_little_memory_is_said_before_the_start(inputs: dict[str, str], tmp_
     [
         (lambda inputs: {"max_response_tokens": None, "train": inputs["probes"]}, "no row|has no"),
         (lambda inputs: {"checkpoint": inputs["checkpoint"] + "0"}, "no such model folder"),
+        (lambda inputs: {"previous": inputs["previous"] + "0"}, "no such model folder"),
+        (lambda inputs: {"reference": inputs["previous"] + "0"}, "no such model folder"),
     ],
 )
 def test_users_mistakes_are_input_errors(
@@ -231,6 +237,15 @@ def test_users_mistakes_are_input_errors(
 ) -> None:
     with pytest.raises(InputError, match=match):
         Job(settings(inputs, **change(inputs)), tmp_path)
+
+
+def test_a_previous_checkpoint_of_another_model_is_refused_before_the_start(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
+    tiny.llama(layers=1).save_pretrained(tmp_path / "other")
+    job = Job(settings(inputs, previous=str(tmp_path / "other")), tmp_path / "s")
+    with pytest.raises(InputError, match="do not train the same weights"):
+        job.start()
 
 
 def test_the_plan_of_a_folder_is_kept(

@@ -32,7 +32,7 @@ NEEDED = ("datasets", "trl")
 def demo(healthy: bool, output: Path | None, port: int) -> None:
     """Finetune a small real model and watch it: a short SFT, then a DPO that squeezes.
 
-    Takes about 5 minutes and 4 GB of memory on 2 CPU cores.
+    Takes about 5 minutes and 4 GB of memory on 2 CPU cores, and 2 GB of disk for the checkpoints.
     """
     _check_installed()
     from forcegauge.exporter import endpoint

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from forcegauge.probes import ProbeSet
 from forcegauge.textfiles import read_lines, write_whole
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from forcegauge.scorer import Scorer
     from forcegauge.scores import Scores
 
 _STATISTICS = (
@@ -34,32 +38,45 @@ _STATISTICS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What every model of one call is scored with."""
+    """What every model of one call is scored with; ``max_memory`` in bytes."""
 
     device: str | None
     dtype: str
     max_prompt_tokens: int | None
     max_response_tokens: int | None
     append_eos: bool
+    max_memory: int | None
+
+
+def _bytes(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
+    from forcegauge.budget import parse_bytes
+
+    return parse_bytes(text)
 
 
 @click.command()
 @click.option("--model", "models", multiple=True, required=True, metavar="DIR|NAME")
-@click.option("--probes", required=True, metavar="FILE", help="Probe file (JSONL).")
+@click.option("--probes", multiple=True, required=True, metavar="FILE", help="Probe file (JSONL).")
 @click.option("-o", "--output", required=True, metavar="OUT.jsonl", help="Where scores go.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; the GPU where there is one.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
 @click.option("--max-prompt-tokens", type=click.IntRange(min=1), help="Keep a prompt's end.")
 @click.option("--max-response-tokens", type=click.IntRange(min=1), help="Keep a response's start.")
 @click.option("--append-eos", is_flag=True, help="Score the end of each response too.")
-def score(models: tuple[str, ...], probes: str, output: str, **settings: Any) -> None:
-    """Score a probe set with one or more checkpoints.
+@click.option(
+    "--max-memory", metavar="SIZE", callback=_bytes, help="Above the weights, such as 2GiB."
+)
+def score(models: tuple[str, ...], probes: tuple[str, ...], output: str, **settings: Any) -> None:
+    """Score one or more probe sets with one or more checkpoints.
 
     A folder that holds checkpoint-N folders stands for all of them in order. Models that OUT holds
-    already are skipped, so that a run is followed by calling this again.
+    already are skipped, so that a run is followed by calling this again. Each model is loaded
+    once, whatever the number of probe files; their ids must differ.
     """
-    probe_set = ProbeSet.load(probes)
-    lines, there = read_scored(output, probe_set)
+    sets = load_sets(probes)
+    lines, there = read_scored(output, sets)
     from transformers.utils.logging import disable_progress_bar
 
     from forcegauge.loading import checkpoints, pick_device
@@ -69,38 +86,103 @@ def score(models: tuple[str, ...], probes: str, output: str, **settings: Any) ->
     names = list(dict.fromkeys(name for given in models for name in checkpoints(given)))
     todo = [name for name in names if name not in there]
     pick_device(settings["device"])
+    encoded = Encoded(sets, Settings(**settings))
     with _progress(len(todo)) as (start, advance):
         for name in todo:
             start(name)
-            scores = score_model(name, probe_set, Settings(**settings), start, advance)
-            lines.extend(json.dumps(row) for row in rows(name, scores))
+            for scores in score_model(name, encoded, start, advance):
+                lines.extend(json.dumps(row) for row in rows(name, scores))
             write_whole(output, "".join(f"{line}\n" for line in lines))
     skipped = f", {len(names) - len(todo)} were there already" if len(todo) < len(names) else ""
-    click.echo(f"{output}: {len(todo)} models scored on {len(probe_set)} probes{skipped}.")
+    count = sum(len(each) for each in sets)
+    click.echo(f"{output}: {len(todo)} models scored on {count} probes{skipped}.")
+
+
+def load_sets(paths: Sequence[str]) -> list[ProbeSet]:
+    """The probe sets of these files; raises `InputError` for an id that two of them hold."""
+    found, owners = [], dict[str, str]()
+    for path in paths:
+        probe_set = ProbeSet.load(path)
+        for probe in probe_set.probes:
+            if probe.id in owners:
+                raise InputError(
+                    f"'{probe.id}' is also in {owners[probe.id]}",
+                    fix="Give each probe an id of its own, for a line of scores names no file",
+                    file=path,
+                    field="id",
+                )
+        owners |= dict.fromkeys((probe.id for probe in probe_set.probes), path)
+        found.append(probe_set)
+    return found
+
+
+@dataclass
+class Encoded:
+    """Probe sets, encoded once for each tokenizer that a call meets."""
+
+    sets: Sequence[ProbeSet]
+    settings: Settings
+    _by_tokenizer: dict[str, list[Scorer]] = field(default_factory=dict)
+    _by_model: dict[tuple[str, str], list[Scorer]] = field(default_factory=dict)
+
+    def scorers(self, name: str) -> tuple[str, list[Scorer]]:
+        """A scorer of each probe set with the tokenizer of that name, and what tells that one
+        from others."""
+        from forcegauge.loading import load_tokenizer
+
+        tokenizer = load_tokenizer(name)
+        key = _fingerprint(name, tokenizer)
+        if key not in self._by_tokenizer:
+            self._by_tokenizer[key] = [self._scorer(each, tokenizer) for each in self.sets]
+        return key, self._by_tokenizer[key]
+
+    def for_model(self, tokenizer: str, model: PreTrainedModel) -> list[Scorer]:
+        """The scorers of a tokenizer for this model. Models that differ in weights only share
+        them, so that the way to score them is chosen once."""
+        key, scorers = (tokenizer, _architecture(model)), self._by_tokenizer[tokenizer]
+        return self._by_model.setdefault(key, [copy.copy(scorer) for scorer in scorers])
+
+    def _scorer(self, probe_set: ProbeSet, tokenizer: Any) -> Scorer:
+        from forcegauge.scorer import Scorer
+
+        return Scorer(
+            probe_set,
+            tokenizer,
+            max_prompt_tokens=self.settings.max_prompt_tokens,
+            max_response_tokens=self.settings.max_response_tokens,
+            append_eos=self.settings.append_eos,
+            max_memory=self.settings.max_memory,
+        )
+
+
+def _fingerprint(name: str, tokenizer: Any) -> str:
+    """The same for tokenizers that encode every probe alike; one written in Python is its own."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = name if backend is None else backend.to_str()
+    special = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return repr((rules, special, getattr(tokenizer, "chat_template", None)))
+
+
+def _architecture(model: PreTrainedModel) -> str:
+    settings = model.config.to_dict().items()
+    return repr(sorted((name, repr(value)) for name, value in settings if name[0] != "_"))
 
 
 def score_model(
     name: str,
-    probe_set: ProbeSet,
-    settings: Settings,
+    encoded: Encoded,
     start: Callable[[str, int], None],
     advance: Callable[[int], None],
-) -> Scores:
-    """Load one model with its tokenizer and score the probe set with it."""
-    from forcegauge.loading import check_causal, load_model, load_tokenizer, pick_device
-    from forcegauge.scorer import Scorer
+) -> Iterator[Scores]:
+    """Load one model with its tokenizer and score every probe set with it."""
+    from forcegauge.loading import check_causal, load_model, pick_device
 
     check_causal(name)
-    scorer = Scorer(
-        probe_set,
-        load_tokenizer(name),
-        max_prompt_tokens=settings.max_prompt_tokens,
-        max_response_tokens=settings.max_response_tokens,
-        append_eos=settings.append_eos,
-    )
+    (tokenizer, scorers), settings = encoded.scorers(name), encoded.settings
     model = load_model(name, dtype=settings.dtype, device=pick_device(settings.device))
-    start(name, scorer.tokens)
-    return scorer.score(model, advance=advance)
+    start(name, sum(scorer.tokens for scorer in scorers))
+    for scorer in encoded.for_model(tokenizer, model):
+        yield scorer.score(model, advance=advance)
 
 
 def rows(model: str, scores: Scores) -> Iterator[dict[str, Any]]:
@@ -120,7 +202,7 @@ def rows(model: str, scores: Scores) -> Iterator[dict[str, Any]]:
             yield row | {"tokens": int(tokens)} | finite
 
 
-def read_scored(path: str, probe_set: ProbeSet) -> tuple[list[str], set[str]]:
+def read_scored(path: str, sets: Sequence[ProbeSet]) -> tuple[list[str], set[str]]:
     """Lines that the output file holds already, and the models they are of; raises `InputError`
     for a file that cannot be written or that holds something else."""
     _check_writable(Path(path))
@@ -129,7 +211,8 @@ def read_scored(path: str, probe_set: ProbeSet) -> tuple[list[str], set[str]]:
     for number, line in enumerate(lines, start=1):
         row = _scored_row(line, path, number)
         found.setdefault(row["model"], set()).add((row["id"], row["response_type"]))
-    asked = {(probe.id, name) for probe in probe_set.probes for name in probe.responses}
+    probes = [probe for each in sets for probe in each.probes]
+    asked = {(probe.id, name) for probe in probes for name in probe.responses}
     if any(scored != asked for scored in found.values()):
         raise InputError(
             "holds scores of other probes", fix="Write to another file", file=path, field="-o"

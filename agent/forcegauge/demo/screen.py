@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from forcegauge.demo.words import rows, sentences
 from forcegauge.record import Line, read_record
+from forcegauge.reporting.checkpoints import checkpoint_words
 from forcegauge.reporting.story import Story
 
 SHOWN = {
@@ -112,13 +113,16 @@ def probe_line(probe: Line) -> str:
 
 
 def show_summary(console: Console, story: Story) -> None:
-    """The table in words, what each phase did, and the verdict with its reason and advice."""
+    """The table in words, what each phase did, the verdict with its reason and advice, and the
+    last healthy checkpoint."""
     console.print()
     console.print(_table(story))
     for sentence in sentences(story):
         console.print(f"\n{sentence}", highlight=False)
     if story.verdict_line is not None:
         console.print(_verdict(story.verdict_line))
+        words = f"Noticed at step {story.verdict_line['step']}. {checkpoint_words(story)}"
+        console.print(f"\n{words}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _verdict(line: Line) -> Text:

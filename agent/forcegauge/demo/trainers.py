@@ -68,8 +68,9 @@ def sft_trainer(recipe: Recipe, model: Any, tokenizer: Any, output: Path) -> Any
         for name in recipe.sft_answers
     ]
     args = SFTConfig(
-        **_common(recipe, output),
+        **_common(recipe, output / "sft"),
         max_steps=recipe.steps["sft"],
+        save_steps=recipe.steps["sft"],
         learning_rate=recipe.sft_rate,
         per_device_train_batch_size=recipe.batch,
     )
@@ -90,8 +91,9 @@ def dpo_trainer(recipe: Recipe, model: Any, tokenizer: Any, output: Path) -> Any
         for pair in training_pairs(recipe)
     ]
     args = DPOConfig(
-        **_common(recipe, output),
+        **_common(recipe, output / "dpo"),
         max_steps=recipe.steps["dpo"],
+        save_steps=recipe.steps["dpo"] // 2,
         learning_rate=recipe.dpo_rate,
         warmup_steps=recipe.dpo_warmup,
         per_device_train_batch_size=recipe.batch,
@@ -113,7 +115,8 @@ def _common(recipe: Recipe, output: Path) -> dict[str, Any]:
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": False,
         "logging_steps": 1,
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        "save_only_model": True,
         "report_to": "none",
         "disable_tqdm": True,
     }

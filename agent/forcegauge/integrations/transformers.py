@@ -71,6 +71,7 @@ class ForceGaugeCallback(TrainerCallback):
             kwargs["model"],
             pairs=kind in PAIR_KINDS,
             temperature=getattr(args, "temperature", 1.0) if sampled else 1.0,
+            samples=sampled,
         )
 
     def on_step_end(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from forcegauge.alarms import ALARMS
+from forcegauge.reporting.checkpoints import checkpoint_words
 from forcegauge.reporting.figures import limit_of
 from forcegauge.reporting.plots import written
 from forcegauge.reporting.safe import inline, shown
@@ -85,7 +86,8 @@ def _evidence(story: Story) -> str:
 def _advice(story: Story) -> str:
     given = [ADVICE[alarm.name] for alarm in _alarms_beside(story) if alarm.name in ADVICE]
     said = field(story.verdict_line, "advice")
-    return "".join(f"<p>{inline(text)}</p>" for text in given or [said] if text)
+    told = [*(given or [said]), checkpoint_words(story)]
+    return "".join(f"<p>{inline(text)}</p>" for text in told if text)
 
 
 def _nothing_yet(story: Story) -> str:

@@ -87,6 +87,7 @@ class Story:
     forces: tuple[Phase, ...]
     alarms: tuple[Alarm, ...]
     verdicts: tuple[Line, ...]
+    checkpoints: tuple[Line, ...]
     errors: tuple[Line, ...]
     end: Line | None
     last_time: Value
@@ -143,10 +144,17 @@ def tell(lines: Iterable[Line]) -> Story:
         forces=_forces(by_kind.get("forces", [])),
         alarms=_alarms(by_kind.get("alarm", [])),
         verdicts=tuple(by_kind.get("verdict", [])),
+        checkpoints=_checkpoints(by_kind.get("checkpoint", [])),
         errors=tuple(by_kind.get("error", [])),
         end=last if last.get("kind") == "end" else None,
         last_time=number(last.get("time")),
     )
+
+
+def _checkpoints(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """By rising step; a path that was written again is what was written last."""
+    latest = {str(line.get("path")): line for line in lines}
+    return tuple(sorted(latest.values(), key=lambda line: line["step"]))
 
 
 def _forces(lines: Sequence[Line]) -> tuple[Phase, ...]:

@@ -1,0 +1,81 @@
+"""The detectors on recorded finetunes of a real model: what they say, and what must not matter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from forcegauge.detectors import Detector
+from forcegauge.phase import pushes_down
+from tests.benchmarks.calibration import Run, recorded
+from tests.benchmarks.contenders import SICK, STREAK, judgements, persists, verdict
+
+RUNS = recorded()
+HEALTHY = [run for run in RUNS if run.outcome == "healthy"]
+
+
+def final(run: Run) -> str:
+    return judgements(run)[-1][1].verdict
+
+
+def names(runs: list[Run]) -> list[str]:
+    return [run.name for run in runs]
+
+
+def test_there_are_sixteen_runs_of_every_kind() -> None:
+    assert len(RUNS) >= 16
+    assert {run.outcome for run in RUNS} == {"healthy", "harmed", "repeating"}
+    assert {run.config["loss"] for run in RUNS} >= {"sft", "dpo", "ipo", "sppo", "grpo"}
+
+
+@pytest.mark.parametrize("run", RUNS, ids=names(RUNS))
+def test_only_a_squeeze_that_healed_alarms_a_healthy_run(run: Run) -> None:
+    alarmed = any(judged.verdict in SICK for _, judged in judgements(run))
+    assert alarmed == (run.turn is not None or run.name == "sppo-squeeze")
+
+
+@pytest.mark.parametrize("run", RUNS, ids=names(RUNS))
+def test_the_final_verdict_is_sick_where_held_out_behaviour_turned(run: Run) -> None:
+    assert (final(run) in SICK) == (run.turn is not None)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=names(RUNS))
+def test_half_the_probes_give_the_same_verdict_unless_the_run_ends_within_a_streak(
+    run: Run,
+) -> None:
+    alarm, later = verdict(run), STREAK * (run.probes[-1]["step"] - run.probes[-2]["step"])
+    too_late = alarm is not None and alarm + later > run.length
+    assert final(run.thinned(2)) == final(run) or too_late
+
+
+@pytest.mark.parametrize("run", HEALTHY, ids=names(HEALTHY))
+def test_gaps_and_values_that_are_not_finite_raise_no_alarm(run: Run) -> None:
+    broken = []
+    for place, probe in enumerate(run.probes):
+        signals = dict(probe["signals"])
+        for spoiled, name in enumerate(sorted(signals)):
+            if (place + spoiled) % 3 == 0:
+                signals[name] = math.nan
+            elif (place + spoiled) % 3 == 1:
+                del signals[name]
+        broken.append({**probe, "signals": signals})
+    assert not any(j.verdict in SICK for _, j in judgements(replace(run, probes=tuple(broken))))
+
+
+@pytest.mark.parametrize("run", RUNS, ids=names(RUNS))
+def test_a_resumed_run_is_judged_as_one_that_was_not_interrupted(run: Run) -> None:
+    resumed = Detector(0, pushes_down(run.config["loss"].replace("both", "sft")))
+    half = len(run.probes) // 2
+    for probe in run.probes[1:half]:
+        resumed.update(probe["step"], probe["signals"], probe["noise"])
+    repeated = run.probes[half:]
+    last = [resumed.update(p["step"], p["signals"], p["noise"]) for p in repeated][-1]
+    assert last == judgements(run)[-1][1]
+
+
+def test_an_alarm_needs_its_streak() -> None:
+    series = [(1, 2.0), (2, 0.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+    assert persists(series, 1.0) == 5
+    assert persists(series, 2.0) is None

@@ -1,0 +1,139 @@
+"""What each contender does on recorded finetunes, judged by thresholds from other ones.
+
+Thresholds are chosen on all *other* configurations (leave one configuration out): the one that
+separates harmed from healthy runs best there, and of several the one in their middle.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tests.benchmarks.calibration import Run
+from tests.benchmarks.contenders import CONTENDERS, Contender, verdict
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a contender did on one run: the step of its alarm, if any."""
+
+    run: Run
+    alarm: int | None
+
+    @property
+    def lead(self) -> float | None:
+        """Share of the run between the alarm and the turn of the held-out behaviour."""
+        if self.alarm is None or self.run.turn is None:
+            return None
+        return (self.run.turn - self.alarm) / self.run.length
+
+
+@dataclass(frozen=True)
+class Result:
+    """Calls of one contender on all runs."""
+
+    name: str
+    calls: Sequence[Call]
+
+    def count(self, *, harmed: bool, alarmed: bool) -> int:
+        """Runs of this outcome with (or without) an alarm."""
+        return sum(
+            (call.run.turn is not None) == harmed and (call.alarm is not None) == alarmed
+            for call in self.calls
+        )
+
+    @property
+    def lead(self) -> float | None:
+        """Median lead over harmed runs; one without an alarm leads by nothing at its very end."""
+        leads = [c.lead for c in self.calls if c.lead is not None]
+        return statistics.median(leads) if leads else None
+
+
+def fitted(contender: Contender, runs: Sequence[Run]) -> float:
+    """The threshold that separates these runs best: the middle one of equals."""
+    options = contender.thresholds(runs)
+    quality = [_separation(contender, at, runs) for at in options]
+    best = [at for at, found in zip(options, quality, strict=True) if found == max(quality)]
+    return best[len(best) // 2]
+
+
+def _separation(contender: Contender, at: float, runs: Sequence[Run]) -> float:
+    """Balanced accuracy."""
+    hits = [(contender.fires(r, at) is not None) == (r.turn is not None) for r in runs]
+    sides = [
+        [hit for hit, r in zip(hits, runs, strict=True) if (r.turn is not None) == side]
+        for side in (True, False)
+    ]
+    return statistics.fmean(statistics.fmean(side) for side in sides if side)
+
+
+def left_out(contender: Contender, runs: Sequence[Run]) -> Result:
+    """Every run judged by a threshold that no run of its configuration helped to choose."""
+    calls = []
+    for run in runs:
+        others = [r for r in runs if r.configuration != run.configuration]
+        calls.append(Call(run, contender.fires(run, fitted(contender, others))))
+    return Result(contender.name, calls)
+
+
+def shipped(runs: Sequence[Run]) -> Result:
+    """The verdict with the thresholds of the table, as users get it."""
+    return Result("forcegauge verdict, as shipped", [Call(run, verdict(run)) for run in runs])
+
+
+def results(runs: Sequence[Run]) -> list[Result]:
+    """As shipped, then every contender with its thresholds from other configurations."""
+    return [shipped(runs), *(left_out(contender, runs) for contender in CONTENDERS)]
+
+
+def by_harm(runs: Sequence[Run], sizes: Sequence[float]) -> list[tuple[str, ...]]:
+    """The verdict as shipped, counted with other sizes of what is called harm."""
+    rows = []
+    for size in sizes:
+        found = shipped([replace(run, harm=size) for run in runs])
+        rows.append((f"{size:g} nats", *confusion([found])[0][1:]))
+    return rows
+
+
+HEADER = ("alarm by", "harmed, alarmed", "harmed, missed", "healthy, alarmed", "healthy, quiet")
+
+
+def confusion(found: Sequence[Result]) -> list[tuple[str, ...]]:
+    """Rows of the confusion table with the median lead."""
+    rows = []
+    for result in found:
+        counts = [
+            result.count(harmed=harmed, alarmed=alarmed)
+            for harmed, alarmed in ((True, True), (True, False), (False, True), (False, False))
+        ]
+        lead = "" if result.lead is None else f"{result.lead:+.0%}"
+        rows.append((result.name, *map(str, counts), lead))
+    return rows
+
+
+def per_run(result: Result) -> list[tuple[str, ...]]:
+    """One row per run: outcome, when behaviour turned, when the alarm came."""
+    return [
+        (
+            call.run.name,
+            call.run.outcome,
+            f"{call.run.change:+.2f}",
+            f"{call.run.held_out[-1]['repetition']:.0%}",
+            "" if call.run.turn is None else f"{call.run.turn} of {call.run.length}",
+            "" if call.alarm is None else str(call.alarm),
+            "" if call.lead is None else f"{call.lead:+.0%}",
+        )
+        for call in result.calls
+    ]
+
+
+RUN_HEADER = (
+    "run",
+    "outcome",
+    "held-out chosen (nats/token)",
+    "repeated n-grams",
+    "turned at",
+    "alarm at",
+    "lead",
+)
