@@ -9,8 +9,10 @@ import pytest
 
 from forcegauge.detectors import Detector
 from forcegauge.phase import pushes_down
+from tests.benchmarks import alarms_page
 from tests.benchmarks.calibration import Run, recorded
 from tests.benchmarks.contenders import SICK, STREAK, judgements, persists, verdict
+from tests.benchmarks.results import results
 
 RUNS = recorded()
 HEALTHY = [run for run in RUNS if run.outcome == "healthy"]
@@ -73,6 +75,12 @@ def test_a_resumed_run_is_judged_as_one_that_was_not_interrupted(run: Run) -> No
     repeated = run.probes[half:]
     last = [resumed.update(p["step"], p["signals"], p["noise"]) for p in repeated][-1]
     assert last == judgements(run)[-1][1]
+
+
+def test_the_page_about_the_alarms_is_that_of_the_table_and_the_records() -> None:
+    assert alarms_page.page(RUNS, results(RUNS)) == alarms_page.PAGE.read_text(), (
+        "run `make bench-alarms`"
+    )
 
 
 def test_an_alarm_needs_its_streak() -> None:

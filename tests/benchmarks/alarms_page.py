@@ -61,7 +61,13 @@ the held-out behaviour turned.
 
 
 def write(runs: Sequence[Run], found: Sequence[Result]) -> None:
-    """Page and picture from the results; the first is the verdict as shipped."""
+    """Page and picture."""
+    PAGE.write_text(page(runs, found))
+    save_png(timeline(found[0]), PICTURE, height=80 + 24 * len(runs))
+
+
+def page(runs: Sequence[Run], found: Sequence[Result]) -> str:
+    """The page from the results, of which the first is the verdict as shipped."""
     parts = [
         INTRO,
         table(("alarm", "holds when", "streak", "meaning", "what to do"), map(described, ALARMS)),
@@ -72,8 +78,7 @@ def write(runs: Sequence[Run], found: Sequence[Result]) -> None:
         HARM,
         table(("harm from", *HEADER[1:], "median lead"), by_harm(runs, HARM_SIZES)),
     ]
-    PAGE.write_text("\n".join(part.rstrip("\n") + "\n" for part in parts))
-    save_png(timeline(found[0]), PICTURE, height=80 + 24 * len(runs))
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]] | map[tuple[str, ...]]) -> str:

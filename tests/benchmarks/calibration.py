@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ REPEATS = 0.3
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """One recorded finetune: its settings, and its rows in the order of steps."""
+    """One recorded finetune: its settings, and its rows in the order of steps. Equal only to
+    itself, so that what was computed from it can be kept."""
 
     name: str
     config: Row
@@ -35,8 +37,9 @@ class Run:
 
     @property
     def configuration(self) -> tuple[Any, ...]:
-        """What runs of several seeds have in common."""
-        return tuple(v for k, v in self.config.items() if k not in ("kind", "name", "seed"))
+        """What runs of several seeds and probe spacings have in common."""
+        apart = ("kind", "name", "seed", "every")
+        return tuple(v for k, v in self.config.items() if k not in apart)
 
     @property
     def change(self) -> float:
@@ -48,7 +51,7 @@ class Run:
         """Optimizer steps."""
         return int(self.config["steps"])
 
-    @property
+    @cached_property
     def turn(self) -> int | None:
         """The first held-out look from which on the run stays harmed; None for a healthy one."""
         turned = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -54,6 +55,7 @@ class Contender:
     thresholds: Callable[[Sequence[Run]], Sequence[float]]
 
 
+@cache
 def verdict(run: Run, factor: float = 1.0) -> int | None:
     """The step at which the verdict first says that something is wrong."""
     said = judgements(run, scaled(factor))
@@ -72,6 +74,7 @@ def persists(series: Series, threshold: float, streak: int = STREAK) -> int | No
 
 def watching(name: str, level: Level, streak: int = STREAK) -> Contender:
     """An alarm when a level stays above a threshold."""
+    level = cache(level)
 
     def thresholds(runs: Sequence[Run]) -> Sequence[float]:
         peaks = sorted({v for run in runs for _, v in level(run) if math.isfinite(v)})
