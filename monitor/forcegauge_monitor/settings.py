@@ -29,6 +29,7 @@ class Settings(BaseSettings):
             ``redis+sentinel://host1,host2/service/db``, with ``user:password@`` where needed.
         broker_url: where tasks wait; the same Redis by default.
         storage: folder or fsspec URL of the snapshots' arrays, the same for all workers.
+        work: folder in which snapshots are made where ``storage`` is a URL, the same for all workers.
         roots: folders and URLs under which checkpoints, probes and training files may lie, beside
             ``storage``; in the environment separated by commas.
         tokens_file: file of hashed tokens, one a line (`forcegauge monitor token`).
@@ -40,6 +41,7 @@ class Settings(BaseSettings):
         retention_days: how long a run is kept after it was last heard of.
         snapshot_every: training steps between the snapshots that checkpoints start; 0 for none.
         queue: queue of the snapshots: ``cpu`` or ``gpu``.
+        lease_seconds: a snapshot of which no worker was heard for so long is given to others.
         visibility_seconds: a task is given to another worker after so long: more than the longest
             piece of a snapshot.
         max_body_bytes: largest request.
@@ -54,6 +56,7 @@ class Settings(BaseSettings):
     redis_url: str = Field("redis://127.0.0.1:6379/0", repr=False)
     broker_url: str = Field("", repr=False)
     storage: str = "forcegauge-monitor"
+    work: str = "forcegauge-monitor"
     roots: Annotated[tuple[str, ...], NoDecode] = ()
     tokens_file: Path | None = None
     tokens: Annotated[tuple[str, ...], NoDecode] = Field((), repr=False)
@@ -64,6 +67,7 @@ class Settings(BaseSettings):
     retention_days: float = Field(30.0, gt=0)
     snapshot_every: int = Field(0, ge=0)
     queue: str = Field("cpu", pattern=r"^[a-z0-9-]{1,32}$")
+    lease_seconds: float = Field(60.0, gt=0)
     visibility_seconds: int = Field(6 * 3600, gt=0)
     max_body_bytes: int = Field(1 << 20, gt=0)
     requests_per_second: float = Field(50.0, ge=0)

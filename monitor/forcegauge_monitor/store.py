@@ -27,6 +27,7 @@ from forcegauge_monitor.records import (
     to_json,
 )
 from forcegauge_monitor.scripts import PREFIX
+from forcegauge_monitor.settings import Settings
 
 Unavailable = RedisError
 """What every method raises while Redis is away or refuses."""
@@ -265,13 +266,14 @@ class Store:
         return self._snapshots([(run, str(key)) for key in keys])
 
     def unattended(self) -> list[Snapshot]:
-        """Queued or running snapshots that nobody works on, the oldest first."""
+        """Queued or running snapshots of runs on none of whose snapshots anybody works, the oldest
+        first."""
         members = [_pair(each, "/") for each in self._redis.zrange(f"{PREFIX}open", 0, -1)]
         pipe = self._redis.pipeline(transaction=False)
         for run, _ in members:
-            pipe.mget(f"{PREFIX}running:{run}", f"{PREFIX}lease:{run}")
+            pipe.exists(f"{PREFIX}lease:{run}")
         held = pipe.execute() if members else []
-        left = [m for m, (at, lease) in zip(members, held, strict=True) if at != m[1] or not lease]
+        left = [member for member, leased in zip(members, held, strict=True) if not leased]
         return self._snapshots(left)
 
     def dead(self) -> list[Snapshot]:
