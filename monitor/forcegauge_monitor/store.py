@@ -368,6 +368,15 @@ class Store:
         return self._redis.register_script(script)(args=arguments)
 
 
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name; raises `InputError` for a URL that is none."""
+    return Store(
+        settings.redis_url,
+        stale_seconds=settings.stale_seconds,
+        lease_seconds=settings.lease_seconds,
+    )
+
+
 def _pair(text: Any, separator: str) -> tuple[str, str]:
     first, _, second = str(text).rpartition(separator)
     return first, second
