@@ -29,8 +29,8 @@ class Settings(BaseSettings):
             ``redis+sentinel://host1,host2/service/db``, with ``user:password@`` where needed.
         broker_url: where tasks wait; the same Redis by default.
         storage: folder or fsspec URL of the snapshots' arrays, the same for all workers.
-        work: folder in which snapshots are made where ``storage`` is a URL; the same for all workers
-            too.
+        work: folder in which snapshots are made where ``storage`` is a URL, also the same for all
+            workers.
         roots: folders and URLs under which checkpoints, probes and training files may lie, beside
             ``storage``; in the environment separated by commas.
         tokens_file: file of hashed tokens, one a line (`forcegauge monitor token`).
