@@ -71,17 +71,15 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(60.0, gt=0)
     visibility_seconds: int = Field(6 * 3600, gt=0)
     max_body_bytes: int = Field(1 << 20, gt=0)
-    requests_per_second: float = Field(50.0, ge=0)
-    burst: int = Field(200, gt=0)
+    requests_per_second: float = Field(500.0, ge=0)
+    burst: int = Field(1000, gt=0)
 
     @field_validator("roots", "tokens", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
-        return (
-            [part.strip() for part in value.split(",") if part.strip()]
-            if isinstance(value, str)
-            else value
-        )
+        if not isinstance(value, str):
+            return value
+        return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def load_settings(file: str | Path | None = None, **flags: Any) -> Settings:
