@@ -220,7 +220,8 @@ local found = state(run, id)
 if found == '' or not string.find(from, found, 1, true) then return 0 end
 close(run, id, name, reason, now)
 if name == 'done' then
-  call('HSET', snapshot(run, id), 'path', path, 'metrics', metrics)
+  local total = call('HGET', snapshot(run, id), 'pieces_total')
+  call('HSET', snapshot(run, id), 'path', path, 'metrics', metrics, 'pieces_done', total)
   local shown = call('HGET', P .. 'results', run)
   local step = tonumber(call('HGET', snapshot(run, id), 'step'))
   if not shown or tonumber(string.match(shown, '^%d+')) <= step then
