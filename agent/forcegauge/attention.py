@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
-from forcegauge.layout import Block
+from forcegauge.layout import Block, alike
 
 NAME = "forcegauge_shared_prompt"
 
@@ -49,7 +49,7 @@ class AttentionError(Exception):
 class _Group:
     """Texts of about one length behind one prompt: where their tokens are in the row, padded to
     [count, width], which of these places are real, and where those go. A prompt is a group of its
-    own, behind nothing."""
+    own, behind nothing. ``masks`` keeps what the layers of a forward have in common."""
 
     prompt: slice
     places: Tensor
@@ -57,9 +57,19 @@ class _Group:
     into: Tensor
     width: int
     count: int
+    masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
-    def visible(self, window: int | None) -> Tensor:
-        """Which keys, those of the prompt and then its own, each token sees: [width, keys]."""
+    def mask(self, window: int | None, fold: int, dtype: torch.dtype) -> Tensor:
+        """0 where a token sees a key, of the prompt and then of its own, and -inf elsewhere:
+        [fold * width, keys]. Kernels on a CPU would turn booleans into this at every layer."""
+        key = (window, fold, dtype)
+        if key not in self.masks:
+            seen = self._visible(window).repeat(fold, 1)
+            blank = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self.masks[key] = blank.masked_fill_(~seen, -torch.inf)
+        return self.masks[key]
+
+    def _visible(self, window: int | None) -> Tensor:
         lead = self.prompt.stop - self.prompt.start
         keys = torch.arange(lead + self.width, device=self.places.device)
         behind = keys[lead:, None] - keys[None, :]
@@ -80,15 +90,12 @@ _current: ContextVar[SharedRow | None] = ContextVar("forcegauge_shared_row", def
 
 
 def shared_row(blocks: Sequence[Block], device: torch.device) -> SharedRow:
-    """The row that these blocks make; responses of a block are grouped by the binary order of
-    their length, so that padding at most doubles the (small) work of attention."""
+    """The row that these blocks make; responses of a block are grouped by like length."""
     prompts, responses = [], []
     for block in blocks:
         end = block.start + block.prompt
         prompts.append(_group(slice(0, 0), [block.start], [block.prompt], device))
-        orders = sorted({length.bit_length() for length in block.lengths if length})
-        for order in orders:
-            mine = [i for i, length in enumerate(block.lengths) if length.bit_length() == order]
+        for mine in alike(block.lengths):
             starts, lengths = ([of[i] for i in mine] for of in (block.starts, block.lengths))
             responses.append(_group(slice(block.start, end), starts, lengths, device))
     return SharedRow(prompts, responses)
@@ -199,12 +206,11 @@ def _attend(group: _Group, query: Tensor, key: Tensor, value: Tensor, rule: _Rul
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=rule.scale, enable_gqa=shared
         )
-    visible = group.visible(None if open_window else rule.window)
-    return _behind_prompt(group, query, key, value, visible, rule)
+    return _behind_prompt(group, query, key, value, None if open_window else rule.window, rule)
 
 
 def _behind_prompt(
-    group: _Group, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, rule: _Rule
+    group: _Group, query: Tensor, key: Tensor, value: Tensor, window: int | None, rule: _Rule
 ) -> Tensor:
     """Query heads that share a key head are put behind each other as queries of that head, so
     that keys are not repeated for them."""
@@ -212,11 +218,12 @@ def _behind_prompt(
     q = query.index_select(2, group.places)[0].unflatten(0, (heads, fold))
     q = q.unflatten(2, (group.count, group.width)).permute(2, 0, 1, 3, 4).flatten(2, 3)
     k, v = (_with_prompt(tensor, group) for tensor in (key, value))
-    seen = visible.repeat(fold, 1)
     if rule.cap is None and rule.sinks is None:
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=rule.scale)
+        mask = group.mask(window, fold, q.dtype)
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=rule.scale)
     else:
-        found = _weights(q, k, seen, rule).to(v.dtype).matmul(v)
+        mask = group.mask(window, fold, torch.float32)
+        found = _weights(q, k, mask, rule).to(v.dtype).matmul(v)
     rows: Tensor = found.unflatten(2, (fold, group.width)).permute(1, 2, 0, 3, 4)
     return rows.flatten(2, 3).flatten(0, 1).index_select(1, group.real).unsqueeze(0)
 
@@ -228,12 +235,12 @@ def _with_prompt(tensor: Tensor, group: _Group) -> Tensor:
     return torch.cat([prompt, own], dim=2)
 
 
-def _weights(q: Tensor, k: Tensor, seen: Tensor, rule: _Rule) -> Tensor:
+def _weights(q: Tensor, k: Tensor, mask: Tensor, rule: _Rule) -> Tensor:
     """Attention weights where soft-capping or sinks leave no fused kernel, in float32."""
     scores = q.matmul(k.transpose(2, 3)).float() * rule.scale
     if rule.cap is not None:
         scores = torch.tanh(scores / rule.cap) * rule.cap
-    scores = scores.masked_fill(~seen, -torch.inf)
+    scores = scores + mask
     if rule.sinks is None:
         return scores.softmax(-1)
     heads, fold = k.shape[1], len(rule.sinks) // k.shape[1]

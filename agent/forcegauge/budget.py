@@ -17,7 +17,8 @@ from torch import nn
 from forcegauge import head as heads
 from forcegauge.errors import InputError
 from forcegauge.head import Reading
-from forcegauge.layout import Batch, CachedBatch, SharedBatch
+from forcegauge.layout import Batch, CachedBatch, SharedBatch, alike
+from forcegauge.products import BLOCK, widened
 from forcegauge.reductions import CHUNK, ROWS, tile_size
 
 _SLACK = 1.5
@@ -43,7 +44,8 @@ class Shape:
     """What a forward's memory follows from: widths in numbers, ``size`` in bytes per number.
 
     ``widest`` is the widest output of a layer's matrices for one token, ``queries`` and ``keys``
-    the widths of all query heads and of all key heads; ``whole`` when attention weights are held.
+    the widths of all query heads and of all key heads; ``whole`` when attention weights are held,
+    ``widened`` when matrix products are made in float32.
     """
 
     hidden: int
@@ -55,6 +57,7 @@ class Shape:
     vocabulary: int
     size: int
     whole: bool
+    widened: bool
     device: torch.device
 
 
@@ -77,6 +80,7 @@ def shape_of(model: nn.Module) -> Shape:
         _number(config, "vocab_size", 1),
         weight.element_size(),
         capped or getattr(getattr(inner, "config", None), "_attn_implementation", "") == "eager",
+        weight.device.type == "cpu" and widened(weight.dtype),
         weight.device,
     )
 
@@ -121,14 +125,14 @@ def _cached_cost(shape: Shape, batch: CachedBatch, reading: Reading) -> int:
 
 def _shared_keys(batch: SharedBatch) -> tuple[int, int]:
     """Keys of the largest group of responses, each behind its prompt, and pairs of a query and a
-    key in it; `forcegauge.attention` pads a response to twice its length at most."""
+    key in it."""
     keys, pairs = [0], [0]
     for block in batch.blocks:
-        for order in {length.bit_length() for length in block.lengths}:
-            lengths = [length for length in block.lengths if length.bit_length() == order]
-            behind = len(lengths) * (block.prompt + max(lengths))
+        for group in alike(block.lengths):
+            longest = block.lengths[group[0]]
+            behind = len(group) * (block.prompt + longest)
             keys.append(behind)
-            pairs.append(behind * max(lengths))
+            pairs.append(behind * longest)
         pairs.append(block.prompt**2)
     return max(keys), max(pairs)
 
@@ -143,6 +147,7 @@ def _total(shape: Shape, tokens: int, rows: int, keys: int, pairs: int, reading:
     # In float32: normed hidden states, and attention weights where no fused kernel takes them.
     residual = tokens * (2 * shape.hidden * shape.size + 2 * shape.hidden * 4)
     wide = 6 * tokens * shape.widest * shape.size
+    wide += (4 * tokens * shape.widest + 4 * BLOCK) * shape.widened
     mask = pairs * (4 * 3 * shape.heads if shape.whole else 5)
     projected = tokens * (4 * shape.queries + 2 * shape.keys) * shape.size
     attention = projected + 2 * keys * max(shape.keys, shape.queries) * shape.size + mask

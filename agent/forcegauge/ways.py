@@ -28,7 +28,7 @@ from forcegauge.layout import (
     padded_batches,
     shared_batches,
 )
-from forcegauge.products import OneDnnProducts
+from forcegauge.products import FastProducts
 from forcegauge.reductions import Statistics
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def batches(way: Way, sequences: Sequence[TokenSequence], budget: int) -> Iterat
 
 def run(model: nn.Module, head: Head, batch: AnyBatch, reading: Reading) -> Statistics:
     """Statistics of one batch, in the order of its slots, on the model's device."""
-    with OneDnnProducts():
+    with FastProducts():
         if isinstance(batch, CachedBatch):
             return _run_cached(model, head, batch, reading)
         if isinstance(batch, SharedBatch):
@@ -156,6 +156,13 @@ def choose(
     Forwards take at most ``budget`` tokens and ``max_memory`` bytes above what was there; raises
     `InputError` where one sequence alone takes more.
     """
+    with FastProducts(narrow_only=True):
+        return _chosen(model, sequences, budget, max_memory)
+
+
+def _chosen(
+    model: nn.Module, sequences: Sequence[TokenSequence], budget: int, max_memory: int | None
+) -> Choice:
     few, head = _sample(sequences), heads.head_of(model)
     if max_memory is not None:
         _check_memory(model, few, max_memory)
