@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -15,11 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
-PACKAGES = {"prometheus": "prometheus", "promtool": "prometheus"}
+PACKAGES = {
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "redis-server": "redis-server",
+    "redis-sentinel": "redis-sentinel",
+}
 """The Debian package that brings a program."""
 
 START_SECONDS = 30.0
@@ -99,10 +105,16 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
-    """A real Prometheus, its data in ``folder``, that scrapes ``host:port`` every second."""
+def prometheus(
+    folder: Path, targets: Sequence[str] = (), *, discovery: str | None = None
+) -> Iterator[Prometheus]:
+    """A real Prometheus, its data in ``folder``, that scrapes ``host:port`` every second, and what
+    it finds at the URL ``discovery``, asked every second too."""
     program = require("prometheus")
-    scrape = {"job_name": "forcegauge", "static_configs": [{"targets": list(targets)}]}
+    scrape: dict[str, object] = {"job_name": "forcegauge"}
+    scrape["static_configs"] = [{"targets": list(targets)}]
+    if discovery is not None:
+        scrape["http_sd_configs"] = [{"url": discovery, "refresh_interval": "1s"}]
     config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]}
     # JSON is YAML
     (folder / "prometheus.yml").write_text(json.dumps(config))
@@ -115,3 +127,45 @@ def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
     ]
     with server(command, folder, lambda: fetch(f"http://{address}/-/ready")[0] == 200):
         yield Prometheus(f"http://{address}")
+
+
+@contextmanager
+def redis_server(folder: Path, *arguments: str, port: int = 0) -> Iterator[str]:
+    """A real Redis on a unix socket, and on a port where one is given; its URL."""
+    place = folder / "redis.sock"
+    command = [
+        require("redis-server"),
+        *("--bind", "127.0.0.1", "--port", str(port)),
+        *("--unixsocket", str(place), "--dir", str(folder), "--save", "", *arguments),
+    ]
+    with server(command, folder, lambda: _answers(place)):
+        yield f"unix://{place}?db=0"
+
+
+def _answers(place: Path) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(place))
+            client.sendall(b"PING\r\n")
+            # an error such as a missing password is an answer too
+            return client.recv(64)[:8] not in (b"", b"-LOADING")
+    except OSError:
+        return False
+
+
+@contextmanager
+def served(app: Callable[..., Any]) -> Iterator[str]:
+    """An ASGI application behind a real uvicorn on a free port, in a thread; its URL."""
+    import uvicorn
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    serving = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=serving.run, args=([listening],))
+    thread.start()
+    try:
+        wait_for(lambda: serving.started)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        serving.should_exit = True
+        thread.join(timeout=START_SECONDS)
+        listening.close()

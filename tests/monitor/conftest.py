@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from forcegauge_monitor.connection import connect
+from forcegauge_monitor.store import Store
 from tests import tiny
+from tests.monitor.storing import Clock
+from tests.servers import redis_server
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +40,35 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "probes": str(folder / "probes.jsonl"),
         "train": str(folder / "train.jsonl"),
     }
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real Redis that all tests share; `store` empties it."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture
+def store(shared_redis: str) -> Iterator[Store]:
+    """A store on an empty Redis."""
+    client = connect(shared_redis)
+    client.flushall()
+    client.close()
+    made = Store(shared_redis)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The time of `timed`."""
+    return Clock()
+
+
+@pytest.fixture
+def timed(store: Store, shared_redis: str, clock: Clock) -> Iterator[Store]:
+    """A store whose time is told and whose leases are short, on the Redis that `store` empties."""
+    made = Store(shared_redis, clock=clock, lease_seconds=0.2)
+    yield made
+    made.close()
