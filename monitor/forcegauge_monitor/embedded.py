@@ -1,4 +1,4 @@
-"""The whole monitor on one machine: an embedded Valkey, API, worker and beat, owned by one process."""
+"""The whole monitor on one machine: embedded Valkey, API, worker and beat, owned by one process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forcegauge.errors import InputError, RunError
+from forcegauge.textfiles import write_whole
+from forcegauge_monitor.settings import PREFIX, Settings
 
 SOCKET = "valkey.sock"
 
@@ -77,7 +80,7 @@ class Family:
         child.started = time.monotonic()
 
     def tend(self) -> list[str]:
-        """Start again what has ended and return its names; raises `RunError` for what cannot run."""
+        """Start again what has ended, and name it; raises `RunError` for what cannot run."""
         ended = [child for child in self.children if not child.running]
         for child in ended:
             lived = time.monotonic() - child.started
@@ -178,3 +181,56 @@ def wait_until(ready: Callable[[], bool], family: Family, name: str) -> None:
 def forcegauge(*arguments: str) -> list[str]:
     """A command of this same installation."""
     return [sys.executable, "-c", "from forcegauge.cli import main; main()", *arguments]
+
+
+def run(
+    folder: Path,
+    settings: Settings,
+    workers: int,
+    ended: threading.Event,
+    say: Callable[[str], object],
+) -> None:
+    """The whole monitor in a folder until `ended` is set; raises `RunError` when a part of it
+    cannot run, `InputError` when the folder cannot be used or the port is taken."""
+    with owned(folder):
+        _check_port(settings)
+        (folder / "logs").mkdir(exist_ok=True)
+        file = folder / "settings.json"
+        write_whole(file, settings.model_dump_json(indent=1, exclude_defaults=True))
+        file.chmod(0o600)
+        # the file holds what the environment said
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}
+        family = Family(folder / "logs", environment)
+        try:
+            _start(family, folder, settings, workers)
+            say(f"The monitor: http://{settings.bind}:{settings.port}, its data: {folder}.")
+            say(f"Training joins with monitor='http://{settings.bind}:{settings.port}'.")
+            while not ended.wait(1.0):
+                for name in family.tend():
+                    say(f"The {name} ended and is started again; see {family.logs / name}.log.")
+        finally:
+            family.close()
+
+
+def _start(family: Family, folder: Path, settings: Settings, workers: int) -> None:
+    file = str(folder / "settings.json")
+    family.add("valkey", valkey(folder))
+    wait_until(lambda: answers(folder / SOCKET), family, "valkey")
+    family.add("api", forcegauge("monitor", "serve", "--settings", file))
+    for number in range(1, workers + 1):
+        name = f"worker-{number}"
+        family.add(name, forcegauge("monitor", "worker", "--settings", file, "--name", name))
+    family.add("beat", forcegauge("monitor", "beat", "--settings", file))
+    wait_until(lambda: _listens(settings), family, "api")
+
+
+def _listens(settings: Settings) -> bool:
+    with suppress(OSError), socket.create_connection((settings.bind, settings.port), timeout=1):
+        return True
+    return False
+
+
+def _check_port(settings: Settings) -> None:
+    if _listens(settings):
+        fix = "Stop what has it, or give another one with --port"
+        raise InputError(f"port {settings.port} of {settings.bind} is taken", fix=fix)

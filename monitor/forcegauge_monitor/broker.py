@@ -1,0 +1,109 @@
+"""The Celery application: how tasks travel, and what happens when a worker or Redis dies."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from celery import Celery
+from kombu.exceptions import ChannelError, OperationalError
+
+from forcegauge_monitor.records import Snapshot
+from forcegauge_monitor.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "forcegauge:celery:"
+"""Before all of Celery's keys, so that a Redis can be shared."""
+
+BEGIN, PIECE, END = 6, 3, 0
+"""Priorities, 0 the highest: what was begun is ended before the next is begun."""
+
+SCORES = "scores"
+"""The queue of checkpoints to be scored."""
+
+STEPS = [END, PIECE, BEGIN]
+
+
+def make_app(settings: Settings) -> Celery:
+    """An application without tasks. It reads JSON alone, and acknowledges what is done, not what
+    is begun: what a dead worker held comes back."""
+    url, options = transport(settings.broker_url or settings.redis_url)
+    app = Celery("forcegauge", broker=url, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_default_queue=settings.queue,
+        task_publish_retry_policy={"max_retries": 20, "interval_step": 0.2, "interval_max": 3},
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,
+        worker_redirect_stdouts=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "global_keyprefix": PREFIX,
+            "visibility_timeout": settings.visibility_seconds,
+            "priority_steps": STEPS,
+            "queue_order_strategy": "priority",
+            "socket_connect_timeout": 5,
+            "socket_timeout": 30,
+            "socket_keepalive": True,
+            **options,
+        },
+    )
+    if url.startswith("rediss://"):
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return app
+
+
+def transport(url: str) -> tuple[str, dict[str, Any]]:
+    """A Redis URL as Celery writes it, and the transport's options that go with it."""
+    parts = urlsplit(url)
+    login, _, hosts = parts.netloc.rpartition("@")
+    login = f"{login}@" if login else ""
+    if parts.scheme == "unix":
+        number = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
+        return f"redis+socket://{login}{parts.path}?virtual_host={number.get('db', 0)}", {}
+    if parts.scheme == "redis+sentinel":
+        service, _, database = parts.path.strip("/").partition("/")
+        each = [f"sentinel://{login}{host}/{database or 0}" for host in hosts.split(",")]
+        return ";".join(each), {"master_name": service}
+    return url, {}
+
+
+def send(app: Celery, snapshot: Snapshot, *, again: bool = False) -> None:
+    """Have a worker begin a snapshot, or go on with it; `again` also sends pieces sent before."""
+    app.send_task(
+        "forcegauge.start",
+        (snapshot.run, snapshot.id, again),
+        queue=snapshot.queue,
+        priority=BEGIN,
+        retry=False,
+    )
+
+
+def submit(app: Celery) -> Callable[[Snapshot], None]:
+    """A function that hands a snapshot to the workers; where that fails, the sweep does it."""
+
+    def handed(snapshot: Snapshot) -> None:
+        try:
+            send(app, snapshot)
+        except OperationalError as error:
+            logger.warning("%s/%s will be sent later (%s)", snapshot.run, snapshot.id, error)
+
+    return handed
+
+
+def waiting(app: Celery, queue: str) -> int:
+    """Messages that no worker has taken yet."""
+    with app.connection_for_read() as connection, suppress(ChannelError):
+        return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
+    return 0

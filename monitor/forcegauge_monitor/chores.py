@@ -1,0 +1,94 @@
+"""What beat does every so often: stale runs, retention, work nobody does, folders with checkpoints.
+
+Beat does these itself and sends no message for them: they take milliseconds, and a worker may be
+busy for hours. Each may be done by two beats at once, and none remembers anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from celery import Celery
+from celery.beat import ScheduleEntry, Scheduler
+from kombu.exceptions import OperationalError
+
+from forcegauge.textfiles import first_line
+from forcegauge_monitor.broker import SCORES, make_app, send, waiting
+from forcegauge_monitor.records import Snapshot
+from forcegauge_monitor.settings import Settings
+from forcegauge_monitor.store import Store, Unavailable, open_store
+
+logger = logging.getLogger(__name__)
+
+REAP_SECONDS = 10.0
+RETAIN_SECONDS = 600.0
+WATCH_SECONDS = 30.0
+
+
+class Chores(Scheduler):  # type: ignore[misc]
+    """Celery's schedule, but what is due is done here and at once."""
+
+    def apply_async(
+        self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any
+    ) -> None:
+        """Do a chore; while Redis is away that is said, and it is due again later."""
+        try:
+            self.app.tasks[entry.task].run()
+        except (Unavailable, OperationalError) as error:
+            logger.warning("%s: Redis cannot be reached (%s)", entry.name, first_line(error))
+
+
+def add_chores(app: Celery, settings: Settings, store: Store) -> None:
+    """Give the application its chores and their schedule."""
+
+    def reap() -> None:
+        for run in store.reap():
+            logger.info("%s sends no heartbeats any more", run)
+
+    def retain() -> None:
+        for run in store.expire(time.time(), settings.retention_days * 86400):
+            logger.info("%s is forgotten", run)
+
+    def sweep() -> None:
+        for snapshot in unattended(app, store):
+            logger.info("%s/%s is sent again: nobody is at it", snapshot.run, snapshot.id)
+            send(app, snapshot, again=True)
+
+    def watch() -> None:
+        for each in store.watches():
+            app.send_task("forcegauge.score", (each.run,), queue=SCORES, expires=WATCH_SECONDS)
+
+    seconds = {
+        reap: REAP_SECONDS,
+        retain: RETAIN_SECONDS,
+        sweep: settings.lease_seconds / 2,
+        watch: WATCH_SECONDS,
+    }
+    schedule = {}
+    for chore, every in seconds.items():
+        task = app.task(chore, name=f"forcegauge.{chore.__name__}")
+        schedule[chore.__name__] = {"task": task.name, "schedule": every}
+    app.conf.update(beat_scheduler=Chores, beat_schedule=schedule)
+
+
+def unattended(app: Celery, store: Store) -> list[Snapshot]:
+    """Snapshots to be sent again: nobody works on them, and no message waits in their queue.
+
+    While one waits it may be theirs, and a message for each at every sweep would fill the queue.
+    Of a run, what runs already comes first, or else the oldest.
+    """
+    first: dict[str, Snapshot] = {}
+    for snapshot in store.unattended():
+        if snapshot.run not in first or snapshot.state == "running":
+            first[snapshot.run] = snapshot
+    empty = {queue: not waiting(app, queue) for queue in {one.queue for one in first.values()}}
+    return [snapshot for snapshot in first.values() if empty[snapshot.queue]]
+
+
+def run_beat(settings: Settings) -> None:
+    """Do the chores until SIGTERM or Ctrl-C."""
+    app = make_app(settings)
+    add_chores(app, settings, open_store(settings))
+    app.Beat(loglevel="INFO", quiet=True).run()
