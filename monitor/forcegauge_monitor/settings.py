@@ -54,25 +54,25 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
     )
 
-    redis_url: str = Field("redis://127.0.0.1:6379/0", repr=False)
-    broker_url: str = Field("", repr=False)
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    broker_url: str = Field(default="", repr=False)
     storage: str = "forcegauge-monitor"
     work: str = "forcegauge-monitor"
     roots: Annotated[tuple[str, ...], NoDecode] = ()
     tokens_file: Path | None = None
-    tokens: Annotated[tuple[str, ...], NoDecode] = Field((), repr=False)
+    tokens: Annotated[tuple[str, ...], NoDecode] = Field(default=(), repr=False)
     protect_pages: bool = False
     bind: str = "127.0.0.1"
-    port: int = Field(8790, ge=0, le=65535)
-    stale_seconds: float = Field(60.0, gt=0)
-    retention_days: float = Field(30.0, gt=0)
-    snapshot_every: int = Field(0, ge=0)
-    queue: str = Field("cpu", pattern=r"^[a-z0-9-]{1,32}$")
-    lease_seconds: float = Field(60.0, gt=0)
-    visibility_seconds: int = Field(6 * 3600, gt=0)
-    max_body_bytes: int = Field(1 << 20, gt=0)
-    requests_per_second: float = Field(500.0, ge=0)
-    burst: int = Field(1000, gt=0)
+    port: int = Field(default=8790, ge=0, le=65535)
+    stale_seconds: float = Field(default=60.0, gt=0)
+    retention_days: float = Field(default=30.0, gt=0)
+    snapshot_every: int = Field(default=0, ge=0)
+    queue: str = Field(default="cpu", pattern=r"^[a-z0-9-]{1,32}$")
+    lease_seconds: float = Field(default=60.0, gt=0)
+    visibility_seconds: int = Field(default=6 * 3600, gt=0)
+    max_body_bytes: int = Field(default=1 << 20, gt=0)
+    requests_per_second: float = Field(default=500.0, ge=0)
+    burst: int = Field(default=1000, gt=0)
 
     @field_validator("roots", "tokens", mode="before")
     @classmethod
