@@ -91,4 +91,6 @@ def run_beat(settings: Settings) -> None:
     """Do the chores until SIGTERM or Ctrl-C."""
     app = make_app(settings)
     add_chores(app, settings, open_store(settings))
+    # a line for every chore that was due would hide the ones that tell something
+    logging.getLogger("celery.beat").setLevel(logging.WARNING)
     app.Beat(loglevel="INFO", quiet=True).run()

@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from forcegauge.errors import InputError
+from forcegauge_monitor.commands.overview import requeue, runs, status
+from forcegauge_monitor.commands.service import beat, serve, token, up, worker
 from forcegauge_monitor.commands.snapshot import snapshot
 
 
@@ -28,4 +30,5 @@ def monitor() -> None:
     """A service that knows the runs, and snapshots: which samples push what, does theory hold."""
 
 
-monitor.add_command(snapshot)
+for command in (up, serve, worker, beat, token, status, runs, snapshot, requeue):
+    monitor.add_command(command)

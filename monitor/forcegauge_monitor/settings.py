@@ -41,6 +41,8 @@ class Settings(BaseSettings):
         stale_seconds: a run is stale when it was not heard of for so long.
         retention_days: how long a run is kept after it was last heard of.
         snapshot_every: training steps between the snapshots that checkpoints start; 0 for none.
+        samples: training samples of a snapshot, evenly spread over the file.
+        kernel_probes: probes whose kernel a snapshot estimates; 0 for none.
         queue: queue of the snapshots: ``cpu`` or ``gpu``.
         lease_seconds: a snapshot of which no worker was heard for so long is given to others.
         visibility_seconds: a task is given to another worker after so long: more than the longest
@@ -67,6 +69,8 @@ class Settings(BaseSettings):
     stale_seconds: float = Field(default=60.0, gt=0)
     retention_days: float = Field(default=30.0, gt=0)
     snapshot_every: int = Field(default=0, ge=0)
+    samples: int = Field(default=256, gt=0)
+    kernel_probes: int = Field(default=8, ge=0)
     queue: str = Field(default="cpu", pattern=r"^[a-z0-9-]{1,32}$")
     lease_seconds: float = Field(default=60.0, gt=0)
     visibility_seconds: int = Field(default=6 * 3600, gt=0)

@@ -189,6 +189,8 @@ class Crew:
             loss=snapshot.loss,
             beta=snapshot.beta,
             reference=start if Loss(snapshot.loss, snapshot.beta).needs_reference else None,
+            samples=self.settings.samples,
+            kernel_probes=self.settings.kernel_probes,
             previous=str(storage.fetched(self.settings, previous)) if previous else None,
         )
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -138,3 +138,17 @@ def _asked_to_end() -> threading.Event:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: ended.set())
     return ended
+
+
+@click.command()
+@click.option("--role", type=click.Choice(["read", "write"]), default="write", show_default=True)
+def token(role: Literal["read", "write"]) -> None:
+    """Make a token, and the line that allows it: the token is for the client, the line for the
+    file that the setting tokens_file names."""
+    from forcegauge_monitor.auth import new_token
+
+    made, line = new_token(role)
+    click.echo("The token, for FORCEGAUGE_TOKEN where training runs:", err=True)
+    click.echo(made)
+    click.echo("The line for the monitor's tokens_file:", err=True)
+    click.echo(line)
