@@ -46,10 +46,9 @@ The plan (`--plan`) foresees {found["plan"]["forwards"]:,.0f} forward passes, \
 {found["plan"]["peak_bytes"] / 2**30:.1f} GiB for the whole process; measured were \
 {ours["peak_bytes"] / 2**30:.1f} GiB above the loaded model.
 
-Time grows linearly: with samples a straight line explains \
-{_fit(found["growth"]["samples"])[2]:.1%} of the variance, with response types \
-{_fit(found["growth"]["types"])[2]:.1%}; a response type more adds {_added(found):.1%} to the \
-samples' pass.
+Time grows linearly with samples: a straight line explains \
+{_fit(found["growth"]["samples"])[2]:.1%} of the variance. A response type more adds \
+{_added(found):.1%} to the samples' pass.
 
 ![Growth of time with samples and with response types](pictures/cost.svg)
 """
