@@ -354,6 +354,7 @@ def progress(total: float) -> Iterator[Callable[[str], Advance]]:
 def measure(case: Case) -> dict[str, Any]:
     """All ways, one after the other, as JSON."""
     probes, samples = len(case.probes), len(case.samples)
+    plan = planned(case)  # before another project's code freezes parameters
     total = 2 * 3 * probes + 3.3 * samples * (1 + 10 / 8 + 1 + 1) + 3 * (ALONE + 2 * BLOCK + 6)
     with progress(total) as part:
         forward = forward_seconds(case)
@@ -365,7 +366,6 @@ def measure(case: Case) -> dict[str, Any]:
         ways += [pairwise(case, part("torch.func"))]
         other = bergsons(case, part("bergson"))
     ways += [other] if isinstance(other, Timing) else []
-    plan = planned(case)
     return {
         "probes": probes, "types": TYPES, "samples": samples, "numbers": case.numbers,
         "tokens": statistics.mean(len(item) for item in case.samples),

@@ -44,7 +44,8 @@ forming each sample's gradient once; P probes, U samples, F types, T tokens of a
 The plan (`--plan`) foresees {found["plan"]["forwards"]:,.0f} forward passes, \
 {found["plan"]["forwards"] / units:.2f} of the measured, and \
 {found["plan"]["peak_bytes"] / 2**30:.1f} GiB for the whole process; measured were \
-{ours["peak_bytes"] / 2**30:.1f} GiB above the loaded model.
+{ours["peak_bytes"] / 2**30:.1f} GiB above the loaded model ({found["numbers"] * 4 / 2**30:.1f} \
+GiB) and its process.
 
 Time grows linearly with samples: a straight line explains \
 {_fit(found["growth"]["samples"])[2]:.1%} of the variance. A response type more adds \
