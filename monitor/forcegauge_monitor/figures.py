@@ -137,95 +137,94 @@ def _scatter(metrics: Mapping[str, Any], folder: Path) -> Card:
     types = json.loads(metadata_of(folder / "changes.safetensors")["types"])
     predicted, measured = found["predicted"], found["measured"]
     kept = [value for value in predicted.flatten().tolist() if math.isfinite(value)]
-    low, high = min(kept, default=0.0), max(kept, default=0.0)
-    line: Spec = {
-        "type": "scatter",
-        "mode": "lines",
-        "name": "exact",
-        "meta": {"role": "plain"},
-        "x": [low, high],
-        "y": [low, high],
-        "line": {"dash": "dot", "width": 1},
-    }
+    ends = [min(kept, default=0.0), max(kept, default=0.0)]
+    exact = _trace("exact", "plain", ends, ends, mode="lines") | {"line": {"dash": "dot"}}
     spec: Spec = {
         "key": "prediction",
         "height": 420,
         "x": {"title": {"text": "predicted change, nats per token"}},
         "y": {"title": {"text": "measured"}},
-        "data": [line, *_points(types, predicted, measured)],
+        "data": [exact, *_points(types, predicted, measured)],
     }
-    agreement = metrics["prediction"]
-    reading = (
-        f"One point a probe’s response: the change that the gradient at the checkpoint before "
-        f"predicts for the real step, against the measured one. R² {agreement['r2']:.3f} (of the "
-        f"prediction itself), slope {agreement['slope']:.2f}, residual "
-        f"{number(agreement['residual'])} nats. Far below 1: the step was too long, or the kernel "
-        "moved, for one-step theory to hold."
-    )
+    columns = ("predicted", "measured")
     table = {
-        name: {
-            "predicted": metrics["predicted_change_nats"][name],
-            "measured": metrics["measured_change_nats"][name],
-        }
+        name: {column: metrics[f"{column}_change_nats"][name] for column in columns}
         for name in types
     }
     title = "Predicted against measured"
-    return spec, title, reading, _html_table(title, table, ["predicted", "measured"], None)
+    return spec, title, _agreement(metrics["prediction"]), _html_table(title, table, columns, None)
+
+
+def _agreement(found: Mapping[str, float]) -> str:
+    return (
+        f"One point a probe’s response: the change that the gradient at the checkpoint before "
+        f"predicts for the real step, against the measured one. R² {found['r2']:.3f} (of the "
+        f"prediction itself), slope {found['slope']:.2f}, residual {number(found['residual'])} "
+        "nats. Far below 1: the step was too long, or the kernel moved, for one-step theory to "
+        "hold."
+    )
 
 
 def _points(types: Sequence[str], predicted: Tensor, measured: Tensor) -> Iterable[Spec]:
     for place, name in enumerate(types):
         pairs = zip(predicted[:, place].tolist(), measured[:, place].tolist(), strict=True)
         kept = [pair for pair in pairs if all(map(math.isfinite, pair))]
-        yield {
-            "type": "scatter",
-            "mode": "markers",
-            "name": plot_text(name),
-            "meta": {"role": name},
-            "x": [x for x, _ in kept],
-            "y": [y for _, y in kept],
-            "marker": {"symbol": STYLES.get(name, PLAIN).marker, "size": 7},
-        }
+        symbol = STYLES.get(name, PLAIN).marker
+        yield _trace(name, name, [x for x, _ in kept], [y for _, y in kept], symbol=symbol)
+
+
+def _trace(
+    name: str,
+    role: str,
+    x: Sequence[float],
+    y: Sequence[float | None],
+    *,
+    mode: str = "markers",
+    symbol: str = "circle",
+) -> Spec:
+    """A line or points in the page's colour for a role."""
+    return {
+        "type": "scatter",
+        "mode": mode,
+        "name": plot_text(name),
+        "meta": {"role": role},
+        "x": list(x),
+        "y": list(y),
+        "marker": {"symbol": symbol, "size": 7},
+    }
+
+
+_LINES = {
+    "alignment with the first": ("alignment_first", "one", "circle"),
+    "alignment with the previous": ("alignment_previous", "two", "diamond"),
+    "rank stability against the first": ("rank_first", "three", "square"),
+}
+"""What is drawn over time: its key in a snapshot's history, its colour and its marker."""
 
 
 def _over_time(history: Sequence[Mapping[str, Any]]) -> Card:
     """Stability of all snapshots so far, against the run's first and the one before each."""
     stepped = all(each["step"] is not None for each in history)
     x = [each["step"] if stepped else place for place, each in enumerate(history)]
-    lines = {
-        "alignment with the first": ("alignment_first", "one", "circle"),
-        "alignment with the previous": ("alignment_previous", "two", "diamond"),
-        "rank stability against the first": ("rank_first", "plain", "square"),
-    }
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": label,
-            "meta": {"role": role},
-            "x": x,
-            "y": [each[key] for each in history],
-            "marker": {"symbol": marker, "size": 7},
-        }
-        for label, (key, role, marker) in lines.items()
-    ]
     spec: Spec = {
         "key": "stability",
         "height": 320,
         "x": {"title": {"text": "step" if stepped else "snapshot"}, "tickvals": x},
         "y": {"rangemode": "tozero"},
-        "data": data,
-    }
+        "data": [
+            _trace(label, role, x, [each[key] for each in history], mode="lines+markers",
+                   symbol=symbol)
+            for label, (key, role, symbol) in _LINES.items()
+        ],
+    }  # fmt: skip
     reading = (
         "Through the same random seeds at every snapshot: alignment 1 is the same kernel up to its "
         "size, 0 an unrelated one; rank stability is Spearman’s correlation of the response types’ "
         "norms. Where the alignment falls, numbers of an earlier snapshot no longer hold."
     )
     table = {
-        f"{each['step'] if stepped else place}": {
-            label: each[parts[0]] for label, parts in lines.items()
-        }
-        for place, each in enumerate(history)
+        str(place): {label: each[key] for label, (key, _, _) in _LINES.items()}
+        for place, each in zip(x, history, strict=True)
     }
     title = "Stability over time"
-    return spec, title, reading, _html_table(title, table, list(lines), None, "snapshot")
+    return spec, title, reading, _html_table(title, table, list(_LINES), None, "snapshot")

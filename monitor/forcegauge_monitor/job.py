@@ -19,10 +19,10 @@ from forcegauge.loading import DTYPES, check_causal, load_tokenizer, pick_device
 from forcegauge.probes import ProbeSet
 from forcegauge.textfiles import write_whole
 from forcegauge_monitor.checkpoints import base_of, check_same_weights, is_adapter, skeleton
-from forcegauge_monitor.entk.adam import OPTIMIZER_FILES
 from forcegauge_monitor.entk.pieces import Piece
 from forcegauge_monitor.entk.plan import Plan, Work, free_memory, lengths, make_plan, size_of
 from forcegauge_monitor.entk.samples import Loss, Samples, read_samples
+from forcegauge_monitor.entk.state import has_state
 
 KINDS = ("gaussian", "fisher")
 METRICS = "metrics.json"
@@ -145,7 +145,8 @@ class Job:
     def identity(self) -> str:
         """A hash of everything that the numbers depend on."""
         settings = replace(self.settings, device=None, memory=None)
-        stamps = [_stamp(Path(name)) for name in (settings.checkpoint, settings.reference or "")]
+        named = [name for name in (settings.checkpoint, settings.reference) if name]
+        stamps = [_stamp(Path(name)) for name in named]
         rows = [(item.prompt, item.response) for item in (*self.probes, *self.samples.sequences)]
         parts = (asdict(settings), self.probe_set.hash, stamps, rows, self.samples.advantages)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -169,8 +170,7 @@ class Job:
     @property
     def adam(self) -> bool:
         """Whether the checkpoint brings an optimizer's state along."""
-        folder = Path(self.settings.checkpoint)
-        return any((folder / name).is_file() for name in OPTIMIZER_FILES)
+        return has_state(self.settings.checkpoint)
 
     @property
     def asked(self) -> Work:
@@ -299,6 +299,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _stamp(folder: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of the weights' files: what tells two checkpoints apart."""
-    ends = (".safetensors", ".bin", ".pt")
-    files = sorted(path for path in folder.glob("*") if path.suffix in ends)
+    kinds = ("*.safetensors", "*.bin", "*.pt", "*/*.distcp", "global_step*/*.pt")
+    files = sorted(path for kind in kinds for path in folder.glob(kind))
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]

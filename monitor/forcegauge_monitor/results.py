@@ -19,6 +19,7 @@ from forcegauge.textfiles import write_whole
 from forcegauge_monitor.entk.kernel import pooled_norm
 from forcegauge_monitor.entk.pieces import Piece, metadata_of, read_piece, write_piece
 from forcegauge_monitor.entk.stability import alignment, rank_stability, velocity
+from forcegauge_monitor.entk.state import NO_STATE
 from forcegauge_monitor.entk.validity import agreement
 from forcegauge_monitor.job import KINDS, METRICS, PUSHERS, Job
 
@@ -68,7 +69,7 @@ def merged_attribution(job: Job) -> Attribution:
     """The table of all pieces: sums over blocks of parameters, the rest at its place."""
     shape = (len(job.types), len(job.samples.sequences))
     raw, adam = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-    reason = "" if job.adam else "the checkpoint holds no optimizer.pt"
+    reason = "" if job.adam else NO_STATE
     for piece in next(stage for stage in job.stages() if stage[0].kind == "attribution"):
         found = read_piece(job.path(piece))
         reason = reason or metadata_of(job.path(piece))["adam"]
@@ -82,20 +83,16 @@ def merged_attribution(job: Job) -> Attribution:
 
 def merged_kernel(job: Job) -> dict[str, Tensor]:
     """Signed values by kind [probes, observed, updated, seeds, seeds], and responses' lengths."""
-    stages = [stage for stage in job.stages() if stage[0].kind in KINDS]
-    if not stages:
-        return {}
+    pieces = [piece for stage in job.stages() for piece in stage if piece.kind in KINDS]
     made: dict[str, list[Tensor]] = {}
-    for kind in KINDS:
-        for part in range(len(job.kernel_probes)):
-            pieces = [p for p in stages[0] if p.kind == kind and p.part == part]
-            found = [read_piece(job.path(piece)) for piece in pieces]
-            values = torch.stack([each["values"] for each in found]).sum(0)
+    for part in range(len(job.kernel_probes)):
+        for kind in KINDS:
+            blocks = [read_piece(job.path(p)) for p in pieces if (p.kind, p.part) == (kind, part)]
+            values = torch.stack([each["values"] for each in blocks]).sum(0)
             made.setdefault(kind, []).append(values)
-            made.setdefault("tokens", []).append(found[0]["tokens"])
             for name in ("head", "head_exact"):
-                made.setdefault(name, []).extend(each[name] for each in found if name in each)
-    made["tokens"] = made["tokens"][: len(job.kernel_probes)]
+                made.setdefault(name, []).extend(each[name] for each in blocks if name in each)
+        made.setdefault("tokens", []).append(blocks[0]["tokens"])
     return {name: torch.stack(parts) for name, parts in made.items() if parts}
 
 

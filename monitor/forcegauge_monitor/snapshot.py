@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,13 +35,17 @@ def take(job: Job, progress: Progress = lambda piece, done: None) -> Metrics:
     started, worker = time.monotonic(), Worker(job)
     for stage in job.missing():
         for piece in stage:
-            worker.run(piece, lambda share, piece=piece: progress(piece, share * piece.cost))  # type: ignore[misc]
+            worker.run(piece, partial(_share, progress, piece))
             progress(piece, piece.cost)
     metrics = merge(job)
     metrics["seconds"] = time.monotonic() - started
     metrics["peak_memory_bytes"] = peak_memory(job.device)
     write_whole(finished, json.dumps(metrics, indent=1, allow_nan=False))
     return _read(finished)
+
+
+def _share(progress: Progress, piece: Piece, share: float) -> None:
+    progress(piece, share * piece.cost)
 
 
 def _read(path: Path) -> Metrics:

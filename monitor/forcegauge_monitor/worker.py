@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from forcegauge.encoding import TokenSequence
 from forcegauge.loading import DTYPES
 from forcegauge_monitor.checkpoints import is_adapter, load_checkpoint, weight_step, without_adapter
-from forcegauge_monitor.entk.adam import NoStateError, preconditioner
+from forcegauge_monitor.entk.adam import preconditioner
 from forcegauge_monitor.entk.attribution import (
     attribute,
     direction,
@@ -31,6 +31,7 @@ from forcegauge_monitor.entk.pieces import (
 )
 from forcegauge_monitor.entk.rows import all_logprobs, make_batches
 from forcegauge_monitor.entk.samples import probe_rows
+from forcegauge_monitor.entk.state import NoStateError
 from forcegauge_monitor.entk.validity import predicted_changes
 from forcegauge_monitor.job import Job
 from forcegauge_monitor.results import by_sample, ends, merged_attribution

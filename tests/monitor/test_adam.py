@@ -8,24 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer
 
-from forcegauge_monitor.entk.adam import NoStateError, from_state, preconditioner
+from forcegauge_monitor.entk.adam import from_state, preconditioner
 from forcegauge_monitor.entk.attribution import attribute, direction
 from forcegauge_monitor.entk.rows import make_batches
+from forcegauge_monitor.entk.state import NoStateError
 from tests.monitor import tinies
+from tests.monitor.sharded import grouped
 
 RATE = 1e-4
-
-
-def grouped(net: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups as transformers' Trainer makes them."""
-    decayed = Trainer.get_decay_parameter_names(None, net)  # type: ignore[arg-type]
-    named = list(net.named_parameters())
-    return [
-        {"params": [p for name, p in named if name in decayed], "weight_decay": 0.0},
-        {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
-    ]
 
 
 def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:

@@ -199,7 +199,7 @@ def test_without_optimizer_state_the_reason_is_in_the_metrics(
 ) -> None:
     metrics = take(Job(settings(inputs, kernel_probes=0), tmp_path))
     assert "attribution_adam_nats" not in metrics
-    assert metrics["adam"] == "the checkpoint holds no optimizer.pt"
+    assert metrics["adam"] == "the checkpoint holds no optimizer.pt nor a sharded state"
 
 
 def test_pushers_are_named_with_their_texts(inputs: dict[str, str], tmp_path: Path) -> None:

@@ -13,11 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
-
-
-class NoStateError(Exception):
-    """Why a checkpoint gives no Adam-preconditioned attribution."""
+from forcegauge_monitor.entk.state import NoStateError, read_state
 
 
 def preconditioner(
@@ -31,15 +27,8 @@ def preconditioner(
     in which transformers' Trainer hands them to the optimizer. Raises `NoStateError` with the
     reason where there is no such state.
     """
-    path = next((Path(folder) / n for n in OPTIMIZER_FILES if (Path(folder) / n).is_file()), None)
-    if path is None:
-        raise NoStateError("the checkpoint holds no optimizer.pt")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # noqa: BLE001 - unpickling foreign files fails in any way
-        raise NoStateError(f"{path.name} cannot be read ({type(error).__name__})") from None
-    if not isinstance(saved, dict) or not {"state", "param_groups"} <= set(saved):
-        raise NoStateError(f"{path.name} is no optimizer state of torch")
+    asked = None if names is None else set(names)
+    saved = read_state(folder, lambda name: asked is None or plain(name) in asked)
     return from_state(saved, model, names)
 
 
@@ -48,8 +37,9 @@ def from_state(
 ) -> dict[str, Tensor]:
     """`preconditioner` from an optimizer's `state_dict`."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for order in _orders(saved["param_groups"], model, parameters):
-        matched = dict(_matched(saved, order))
+    groups = [group for group in saved["param_groups"] if group["params"]]
+    for order in _orders(groups, model, parameters):
+        matched = dict(_matched(saved["state"], groups, order))
         if matched.keys() == parameters.keys() and all(
             matched[name][0].get("exp_avg_sq", torch.empty(0)).shape == parameter.shape
             for name, parameter in parameters.items()
@@ -63,15 +53,16 @@ def _orders(
 ) -> Iterator[list[list[str]]]:
     keys = [list(group["params"]) for group in groups]
     if all(isinstance(key, str) for group in keys for key in group):
-        yield [[_plain(key) for key in group] for group in keys]
+        yield [[plain(key) for key in group] for group in keys]
         return
     if all("param_names" in group for group in groups):
-        yield [[_plain(name) for name in group["param_names"]] for group in groups]
+        yield [[plain(name) for name in group["param_names"]] for group in groups]
     yield _as_trainer(model, parameters)
     yield [list(parameters)]
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A parameter's name without what wrappers put before it."""
     return name.removeprefix("module.").replace("_fsdp_wrapped_module.", "")
 
 
@@ -88,13 +79,14 @@ def _as_trainer(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[list
 
 
 def _matched(
-    saved: Mapping[str, Any], names: Sequence[Sequence[str]]
+    state: Mapping[Any, Any],
+    groups: Sequence[Mapping[str, Any]],
+    names: Sequence[Sequence[str]],
 ) -> Iterator[tuple[str, tuple[Mapping[str, Any], Mapping[str, Any]]]]:
-    groups = [group for group in saved["param_groups"] if group["params"]]
     for group, own in zip(groups, names, strict=False):
         for key, name in zip(group["params"], own, strict=False):
-            if key in saved["state"]:
-                yield name, (saved["state"][key], group)
+            if key in state:
+                yield name, (state[key], group)
 
 
 def _scale(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:

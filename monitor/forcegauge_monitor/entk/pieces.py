@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -64,19 +66,21 @@ def write_piece(
 
 def read_piece(path: Path) -> dict[str, Tensor]:
     """All tensors of a piece; raises `RunError` for a file that is not one."""
-    return {name: tensor for name, tensor in _opened(path)[0].items()}  # noqa: C416
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
 
 
 def metadata_of(path: Path) -> dict[str, str]:
     """What was written beside the tensors."""
-    return _opened(path)[1]
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
 
 
-def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
+            yield file
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: cannot be read ({error}).") from None
 
@@ -92,7 +96,7 @@ def stacked_directions(
     made: dict[str, Tensor] = {}
     count = len(paths) * (1 if scale is None else 2)
     for place, path in enumerate(paths):
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             for name in names:
                 one = file.get_tensor(name).to(device)
                 if name not in made:
