@@ -1,9 +1,11 @@
-"""How a run ends: the reason that its record gets, also when SIGTERM ends the process."""
+"""How a run ends: the reason that its record gets, also when the process just ends."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -18,33 +20,46 @@ def reason_of(kind: type[BaseException] | None) -> str:
     return "signal" if issubclass(kind, KeyboardInterrupt) else "error"
 
 
-class Termination:
-    """Calls ``told`` when SIGTERM comes, and lets the process die of it as it would have.
+class Ending:
+    """Tells that the process ends: ``exited(reason)`` at its exit, ``terminated()`` on SIGTERM.
 
-    Only where nobody else listens to SIGTERM, and until `ignore`. Like any handler in Python it
-    runs when the interpreter does: a process that hangs in a collective dies by SIGKILL only.
+    SIGTERM only where nobody else listens to it, and the process dies of it as it would have. Like
+    any handler in Python it runs when the interpreter does: a process that hangs in a collective
+    dies by SIGKILL only.
     """
 
-    def __init__(self, told: Callable[[], None]) -> None:
-        self._told = told
+    def __init__(self, exited: Callable[[str], None], terminated: Callable[[], None]) -> None:
+        self._exited, self._terminated = exited, terminated
         self._process = 0
 
     def listen(self) -> None:
-        """Begin to listen; nothing happens outside the main thread, where Python forbids it."""
+        """Begin to listen; SIGTERM only in the main thread, for Python forbids it in others."""
+        self._process = os.getpid()
+        atexit.register(self._at_exit)
         free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         if free and threading.current_thread() is threading.main_thread():
-            self._process = os.getpid()
             signal.signal(signal.SIGTERM, self._handle)
 
     def ignore(self) -> None:
-        """Leave SIGTERM as it was found."""
+        """Listen no more, and leave SIGTERM as it was found."""
+        atexit.unregister(self._at_exit)
         mine = signal.getsignal(signal.SIGTERM) == self._handle
         if mine and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+    @property
+    def _here(self) -> bool:
+        # a forked child (a data loader's worker) inherits both, and is no end of the run
+        return os.getpid() == self._process
+
+    def _at_exit(self) -> None:
+        # set where an exception ended the process
+        died: type[BaseException] | None = getattr(sys, "last_type", None)
+        if self._here:
+            self._exited(reason_of(died) if died else "stopped")
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        # a forked child (a data loader's worker) inherits the handler, and is no end of the run
-        if os.getpid() == self._process:
-            self._told()
+        if self._here:
+            self._terminated()
         os.kill(os.getpid(), number)

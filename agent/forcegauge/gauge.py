@@ -5,42 +5,38 @@ Nothing in here may change the training or stop it: every error is caught, logge
 
 from __future__ import annotations
 
-import atexit
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 from torch import Tensor, nn
 
 from forcegauge.alarms import alarm
-from forcegauge.behaviour import Behaviour, with_greedy
 from forcegauge.detectors import Judgement
-from forcegauge.ending import Termination, reason_of
+from forcegauge.ending import Ending, reason_of
 from forcegauge.errors import InputError
+from forcegauge.exporter import Snapshot, build_snapshot
 from forcegauge.failures import Guard
-from forcegauge.isolation import undisturbed
 from forcegauge.journal import Journal, Past
 from forcegauge.observed import Observed
+from forcegauge.pace import Pace
 from forcegauge.phase import Phase, Probe, alarms_with, pushes_down
+from forcegauge.prober import Limits, Look, Prober
 from forcegauge.probes import ProbeSet
 from forcegauge.ranks import agreed, rank
-from forcegauge.record import check_run_name
+from forcegauge.record import Line, check_run_name
 from forcegauge.rl import Completion
-from forcegauge.schedule import Schedule
-from forcegauge.scorer import Scorer
 from forcegauge.scores import Scores
 
 logger = logging.getLogger("forcegauge")
 
 DEFAULT_PORT = 9790
 LOOPBACK = "127.0.0.1"
-OBSERVED_STEPS = 10
-"""Forces are read at every tenth step at most: their cost stays under a percent."""
 
 
 class ForceGauge:
@@ -57,10 +53,17 @@ class ForceGauge:
     run that has its own baseline; ``loss`` tells whether it pushes answers down ("sft" does not).
     ``texts=False`` keeps prompts and responses out of what is written. ``thresholds`` gives alarms
     of this run another size: alarm -> size of its first condition. ``on_alarm`` is called with
-    the judgement when an alarm goes on. A second gauge with the same run and directory continues
-    record and endpoint. Raises `InputError` when it is made with bad arguments; afterwards it
-    never raises.
+    the judgement when an alarm goes on. ``monitor`` is the URL of a monitor to join, ``train`` the
+    training samples (JSONL) that its snapshots take. A second gauge with the same run and directory
+    continues record and endpoint. Raises `InputError` when it is made with bad arguments;
+    afterwards it never raises.
     """
+
+    judgement: Judgement | None = None
+    """What is known since the last probe; None before the first."""
+
+    _phase: Phase | None = None
+    _closed = False
 
     def __init__(
         self,
@@ -82,47 +85,26 @@ class ForceGauge:
         bind: str | None = None,
         thresholds: Mapping[str, float] | None = None,
         on_alarm: Callable[[Judgement], None] | None = None,
+        monitor: str | None = None,
+        train: str | Path | None = None,
     ) -> None:
-        self.run = run or os.environ.get("FORCEGAUGE_RUN") or "run"
-        check_run_name(self.run)
-        check_run_name(phase)
-        if every < 1:
-            raise InputError(f"{every} is no spacing of probes", field="every", fix="Use 1 or more")
+        self.run = _run_name(run, phase)
         self.disabled = os.environ.get("FORCEGAUGE_DISABLED", "") not in ("", "0")
-        self.judgement: Judgement | None = None
-        self.probe_seconds = 0.0
-        self._schedule = Schedule(every, budget)
-        self._probe_set = probes if isinstance(probes, ProbeSet) else ProbeSet.load(probes)
-        self._tokenizer = tokenizer
-        self._limits: dict[str, Any] = {
-            "max_prompt_tokens": max_prompt_tokens,
-            "max_response_tokens": max_response_tokens,
-            "append_eos": append_eos,
-        }
-        self._behaviour: Behaviour | None = None
-        self._loss = loss
-        self._texts = texts
+        self._loss, self._alarms, self._on_alarm = loss, alarms_with(thresholds or {}), on_alarm
         self._address = (bind or os.environ.get("FORCEGAUGE_BIND") or LOOPBACK, _port(port))
-        self._alarms = alarms_with(thresholds or {})
-        self._on_alarm = on_alarm
-        self._termination = Termination(self._terminated)
-        self._scorer: Scorer | None = None
-        self._phase: Phase | None = None
-        self._first: tuple[int, float] | None = None
-        self._due: int | None = None
-        self._probed: int | None = None
-        self._closed = False
-        self._stretched = False
-        settings = {"every": every, "budget": budget, "loss": loss, "beta": beta, **self._limits}
-        settings["thresholds"] = dict(thresholds or {})
-        folder = directory or os.environ.get("FORCEGAUGE_DIR") or f"forcegauge-runs/{self.run}"
-        self._journal = Journal(
-            self.run, Path(folder), phase, settings, texts, self._probe_set.hash
+        self._pace = Pace(every, budget)
+        limits = Limits(max_prompt_tokens, max_response_tokens, append_eos)
+        settings = {"every": every, "budget": budget, "loss": loss, "beta": beta, **asdict(limits)}
+        settings |= {"thresholds": dict(thresholds or {}), "train": _absolute(train)}
+        folder = Path(
+            directory or os.environ.get("FORCEGAUGE_DIR") or f"forcegauge-runs/{self.run}"
         )
+        probe_set = probes if isinstance(probes, ProbeSet) else ProbeSet.load(probes)
+        self._journal = Journal(self.run, folder, phase, settings, texts, probe_set, monitor)
         self._guard = Guard(self._journal.line)
-        self.failures = self._guard.counts
-        spacing = max(1, min(OBSERVED_STEPS, every // 2))
-        self._observed = Observed(spacing, tokenizer, self._guard)
+        self._prober = Prober(probe_set, tokenizer, limits, texts, self._guard)
+        self._observed = Observed(self._pace.observed_every, tokenizer, self._guard)
+        self._ending = Ending(self.close, self._terminated)
 
     def __enter__(self) -> ForceGauge:
         return self
@@ -134,6 +116,26 @@ class ForceGauge:
     def directory(self) -> Path:
         """The run's directory."""
         return self._journal.directory
+
+    @property
+    def record_id(self) -> str:
+        """The record's own id; empty while none is open."""
+        return self._journal.record.record_id if self._journal.record else ""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What a scrape sees now."""
+        return build_snapshot(self._journal.state)
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """How many errors of the gauge's own there were, by reason."""
+        return self._guard.counts
+
+    @property
+    def probe_seconds(self) -> float:
+        """What probes took so far."""
+        return self._pace.probe_seconds
 
     @property
     def port(self) -> int | None:
@@ -193,29 +195,24 @@ class ForceGauge:
         with self._guard("record", step):
             self._journal.line("checkpoint", step, {"path": str(path), "healthy": healthy})
 
-    def close(self, reason: str = "finished") -> None:
+    def close(self, reason: str | None = "finished") -> None:
         """End the run: ``finished``, ``stopped``, ``signal`` or ``error``. The endpoint stays.
 
         Left alone, a run ends ``signal`` on Ctrl-C and SIGTERM (where nobody else listens to it),
-        ``stopped`` when the process exits, ``error`` on any other exception.
+        ``stopped`` when the process exits, ``error`` on any other exception. None writes no end:
+        another process will go on with the run.
         """
-        atexit.unregister(self._at_exit)
-        self._termination.ignore()
+        self._ending.ignore()
         self._observed.detach()
-        if self._first is not None and not self._closed:
+        if self._pace.running and not self._closed:
             self._closed = True
-            with self._guard("record", self._probed or 0):
-                self._journal.end(reason, self._probed or 0)
-
-    def _at_exit(self) -> None:
-        # set where an exception ended the process
-        died: type[BaseException] | None = getattr(sys, "last_type", None)
-        self.close(reason_of(died) if died else "stopped")
+            with self._guard("record", self._pace.probed or 0):
+                self._journal.end(reason, self._pace.probed or 0)
 
     def _terminated(self) -> None:
-        # the line alone: the handler may have interrupted what would go to the endpoint
-        with self._guard("record", self._probed or 0):
-            self._journal.line("end", self._probed or 0, {"reason": "signal"})
+        # no more than that: the handler may have interrupted what would go to the endpoint
+        with self._guard("record", self._pace.probed or 0):
+            self._journal.told_end("signal", self._pace.probed or 0)
 
     def _tick(
         self, model: nn.Module, step: int, loss: SupportsFloat | None, *, last: bool
@@ -223,42 +220,54 @@ class ForceGauge:
         if self.disabled or self._closed:
             return None
         with self._guard("other", step):
-            if self._first is None:
-                self._open(model, step)
+            if not self._pace.running:
+                self._open(_model_name(model), step)
             self._observed.step(step)
             self._show(train_step=self._journal.offset + step)
-            due = self._due is not None and step >= self._due
-            if due or (last and step != self._probed):
+            if self._pace.due(step, last=last):
                 self._probe_now(model, step, loss)
         return self.judgement
 
-    def _open(self, model: nn.Module, step: int) -> None:
-        self._first, self._due = (step, time.monotonic()), step
+    def _open(self, model: str, step: int) -> None:
+        self._pace.begin(step)
         past = Past()
         if rank() == 0:
-            atexit.register(self._at_exit)
-            self._termination.listen()
+            self._ending.listen()
             with self._guard("exporter", step):
                 self._journal.serve(*self._address)
             with self._guard("record", step):
-                past = self._journal.open(self._probe_set, _model_name(model), step)
+                past = self._journal.open(model, step)
+            with self._guard("other", step):
+                self._journal.join(self._status)
         self._resume(agreed(past), step)
+
+    def _status(self) -> dict[str, Any]:
+        known, judged = self._journal.state, self.judgement
+        return {
+            "step": known.train_step or 0,
+            "verdict": known.verdict,
+            "since_step": judged.since_step if judged else 0,
+            "evidence": judged.evidence if judged else "",
+        }
 
     def _resume(self, past: Past, step: int) -> None:
         self._journal.offset = past.offset
-        if past.greedy:
-            self._scorer = self._make_scorer(with_greedy(self._probe_set, past.greedy))
+        self._prober.resume(past.greedy)
         if past.baseline is None:
             return
         baseline, *later = past.probes
         self._phase = self._make_phase(baseline["step"], past.baseline, baseline["noise"])
-        found = self._phase.first(baseline["signals"])
-        self._journal.show_probe(found, baseline=True, seconds=0.0, now=baseline["time"])
+        self._show_again(self._phase.first(baseline["signals"]), baseline, first=True)
         for line in later:
             self.judgement = self._phase.replay(line["step"], line["signals"], line["noise"])
-        last = past.probes[-1]["step"] - past.offset
-        self._due = self._next_due(last, 0.0)
+            facts = (line["scores"], line["signals"], line["noise"], self.judgement)
+            self._show_again(Probe(line["step"], *facts), line, first=False)
+        self._pace.resume(past.probes[-1]["step"] - past.offset, self._baseline_step())
         logger.info("resumed at step %d, baseline of step %d", step, baseline["step"])
+
+    def _show_again(self, found: Probe, line: Line, *, first: bool) -> None:
+        took = line["duration_seconds"]
+        self._journal.show_probe(found, baseline=first, seconds=took, now=line["time"])
 
     def _probe_now(self, model: nn.Module, step: int, loss: SupportsFloat | None) -> None:
         start = time.monotonic()
@@ -266,31 +275,20 @@ class ForceGauge:
             with self._guard("scoring", step):
                 self._probe(model, step, loss)
         finally:
-            seconds = time.monotonic() - start
-            self.probe_seconds += seconds
-            self._probed = step
-            self._due = agreed(self._next_due(step, seconds))
+            self._pace.spent(step, time.monotonic() - start, self._baseline_step())
             self._show()
 
     def _probe(self, model: nn.Module, step: int, loss: SupportsFloat | None) -> None:
-        start = time.monotonic()
-        first, noise = self._phase is None, {}
-        with undisturbed(model):
-            behaviour, texts = self._behave(model, step)
-            if self._scorer is None:
-                greedy = with_greedy(self._probe_set, texts if self._texts else {})
-                self._scorer = self._make_scorer(greedy)
-            scores = self._scorer.score(model)
-            if first:
-                noise = self._scorer.noise(model)
+        start, first = time.monotonic(), self._phase is None
+        look = self._prober.look(model, step, noise=first)
         forces, observed = self._observed.take(step)
-        behaviour |= observed
+        behaviour = look.behaviour | observed
         with self._guard("other", step):
             behaviour |= _loss_signal(loss)
-        found = self._judge(step, scores, noise, behaviour)
+        found = self._judge(step, look, behaviour)
         if rank() == 0:
             self._keep_forces(forces, step)
-            self._keep(found, scores, texts, first, time.monotonic() - start)
+            self._keep(found, look, first, time.monotonic() - start)
 
     def _keep_forces(self, forces: dict[str, float], step: int) -> None:
         if forces:
@@ -298,37 +296,22 @@ class ForceGauge:
                 self._journal.line("forces", step, forces)
             self._journal.show(forces=forces)
 
-    def _behave(self, model: nn.Module, step: int) -> tuple[dict[str, float], dict[str, str]]:
-        signals: dict[str, float] = {}
-        texts: dict[str, str] = {}
-        with self._guard("greedy", step):
-            behaviour = self._behaviour or self._make_behaviour()
-            outputs = behaviour.decode(model)
-            signals, texts = behaviour.signals(outputs), behaviour.texts(outputs)
-        return signals, texts
-
-    def _judge(
-        self, step: int, scores: Scores, noise: dict[str, float], behaviour: dict[str, float]
-    ) -> Probe:
+    def _judge(self, step: int, look: Look, behaviour: dict[str, float]) -> Probe:
         run_step = self._journal.offset + step
         if self._phase is None:
-            self._phase = self._make_phase(run_step, scores, noise)
+            self._phase = self._make_phase(run_step, look.scores, look.noise)
             found = self._phase.first(behaviour)
         else:
-            found = self._phase.probe(run_step, scores, behaviour)
+            found = self._phase.probe(run_step, look.scores, behaviour)
         self.judgement = found.judgement
         return found
 
-    def _keep(
-        self, found: Probe, scores: Scores, texts: dict[str, str], first: bool, seconds: float
-    ) -> None:
+    def _keep(self, found: Probe, look: Look, first: bool, seconds: float) -> None:
         step = found.step - self._journal.offset
         with self._guard("record", step):
-            self._journal.probe(found, scores, baseline=first, seconds=seconds)
+            self._journal.probe(found, look.scores, baseline=first, seconds=seconds)
             self._journal.judgement(found)
-            if self._texts:
-                prompts = {p.id: p.as_json()["prompt"] for p in self._probe_set.probes}
-                self._journal.outputs(step, prompts, texts)
+            self._journal.outputs(step, look.outputs)
         with self._guard("exporter", step):
             self._journal.show_probe(found, baseline=first, seconds=seconds, now=time.time())
         self._alert(found.judgement, step)
@@ -341,38 +324,27 @@ class ForceGauge:
             with self._guard("other", step):
                 self._on_alarm(judgement)
 
-    def _make_scorer(self, probe_set: ProbeSet) -> Scorer:
-        return Scorer(probe_set, self._tokenizer, **self._limits)
-
-    def _make_behaviour(self) -> Behaviour:
-        self._behaviour = Behaviour(
-            self._probe_set, self._tokenizer, self._limits["max_prompt_tokens"]
-        )
-        return self._behaviour
-
-    def _make_phase(self, step: int, baseline: Scores, noise: dict[str, float]) -> Phase:
+    def _make_phase(self, step: int, baseline: Scores, noise: Mapping[str, float]) -> Phase:
         return Phase(step, baseline, noise, pushes_down(self._loss), self._alarms)
 
-    def _next_due(self, step: int, seconds: float) -> int:
-        assert self._first is not None
-        start = self._phase.baseline_step - self._journal.offset if self._phase else self._first[0]
-        per_step = self._step_seconds(step)
-        if self._schedule.stretched(seconds, per_step) and not self._stretched:
-            self._stretched = True
-            logger.info("a probe takes %.1f s: spacing is stretched to keep the budget", seconds)
-        return start + self._schedule.next(step - start, seconds, per_step)
-
-    def _step_seconds(self, step: int) -> float:
-        assert self._first is not None
-        first, began = self._first
-        trained = time.monotonic() - began - self.probe_seconds
-        return trained / (step - first) if step > first else 0.0
+    def _baseline_step(self) -> int | None:
+        """The trainer's step of the phase's baseline."""
+        return self._phase.baseline_step - self._journal.offset if self._phase else None
 
     def _show(self, **known: Any) -> None:
-        assert self._first is not None
-        elapsed = time.monotonic() - self._first[1]
-        ratio = self.probe_seconds / elapsed if elapsed > 0 else None
-        self._journal.show(overhead_ratio=ratio, failures=dict(self.failures), **known)
+        ratio, failures = self._pace.overhead_ratio, dict(self.failures)
+        self._journal.show(overhead_ratio=ratio, failures=failures, **known)
+
+
+def _run_name(run: str | None, phase: str) -> str:
+    found = run or os.environ.get("FORCEGAUGE_RUN") or "run"
+    check_run_name(found)
+    check_run_name(phase)
+    return found
+
+
+def _absolute(path: str | Path | None) -> str | None:
+    return str(Path(path).absolute()) if path else None
 
 
 def _port(port: int | None) -> int:

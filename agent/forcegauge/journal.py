@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from forcegauge.client import Client, monitor_client, reachable_address
 from forcegauge.detectors import Judgement
-from forcegauge.exporter import Endpoint, RunState, build_snapshot, endpoint
+from forcegauge.exporter import Endpoint, RunState, build_snapshot, endpoint, model_label
 from forcegauge.phase import Probe
 from forcegauge.probes import RESPONSE_TYPES, ProbeSet
 from forcegauge.record import (
@@ -27,6 +29,8 @@ from forcegauge.scores import Scores
 
 logger = logging.getLogger("forcegauge")
 
+NOWHERE = "none"
+PROBES_NAME = "probes.jsonl"
 PACKAGES = ("forcegauge", "torch", "transformers", "trl", "peft", "accelerate")
 
 
@@ -53,25 +57,32 @@ class Journal:
     phase: str
     settings: Mapping[str, Any]
     texts: bool
-    probe_hash: str
+    probe_set: ProbeSet
+    monitor: str | None = None
     model: str = ""
     offset: int = 0
     record: Record | None = None
     served: Endpoint | None = None
+    client: Client | None = field(init=False)
     state: RunState = field(init=False)
     judged: Judgement | None = None
 
     def __post_init__(self) -> None:
-        self.state = RunState(
-            self.run, self.phase, self.model, self.probe_hash, _versions().get("forcegauge", "")
-        )
+        self.client = monitor_client(self.monitor)
+        version = _versions().get("forcegauge", "")
+        self.state = RunState(self.run, self.phase, self.model, self.probe_set.hash, version)
 
     def serve(self, bind: str, port: int) -> None:
-        """Open the endpoint, or share the one that this process has there already."""
+        """Open the endpoint, or share the one that this process has there already.
+
+        Nothing is served at the address ``none``.
+        """
+        if bind == NOWHERE:
+            return
         self.served = endpoint(bind, port)
         logger.info("metrics: http://%s:%d/metrics", bind, self.served.port)
 
-    def open(self, probe_set: ProbeSet, model: str, trainer_step: int) -> Past:
+    def open(self, model: str, trainer_step: int) -> Past:
         """Open the record, new or continued, and say what stands in it."""
         self.record = open_record(self.directory, self.run)
         lines = read_record(self.directory)
@@ -81,7 +92,7 @@ class Journal:
         self.state = replace(self.state, model=model, phase=self.phase)
         resumed = past.offset + trainer_step if past.baseline is not None else None
         facts = {
-            "probe_hash": self.probe_hash,
+            "probe_hash": self.probe_set.hash,
             "model": model,
             "settings": {**self.settings, "offset": past.offset},
             "versions": _versions(),
@@ -89,14 +100,33 @@ class Journal:
         }
         self.line("run", trainer_step, facts)
         if self.texts:
-            probe_set.save(self.directory / "probes.jsonl")
+            self.probe_set.save(self.directory / PROBES_NAME)
         return past
+
+    def join(self, look: Callable[[], Mapping[str, Any]]) -> None:
+        """Tell the monitor of this run, where there is one; ``look`` says how the run is now."""
+        if self.client is None:
+            return
+        probes = self.directory.absolute() / PROBES_NAME
+        facts = {
+            "run": self.run,
+            "record_id": self.record.record_id if self.record else secrets.token_hex(8),
+            "address": self._address(),
+            "model": _place_or_name(self.model),
+            "probes": str(probes) if probes.exists() else "",
+            "probe_hash": self.probe_set.hash,
+            **{name: self.settings.get(name) for name in ("loss", "beta", "train")},
+        }
+        self.client.join(facts, look)
+
+    def _address(self) -> str:
+        return reachable_address(self.served.bind, self.served.port) if self.served else ""
 
     def _continue_phase(self, lines: list[Line]) -> None:
         """Another probe set cannot go on from this phase's baseline: it gets a phase of its own."""
         hashes = {row["phase"]: row["probe_hash"] for row in lines if row["kind"] == "run"}
-        name, count = self.phase, 1
-        while hashes.get(name, self.probe_hash) != self.probe_hash:
+        name, count, mine = self.phase, 1, self.probe_set.hash
+        while hashes.get(name, mine) != mine:
             count += 1
             name = f"{self.phase}.{count}"
         if name != self.phase:
@@ -162,8 +192,11 @@ class Journal:
             )
         self.judged = judgement
 
-    def outputs(self, step: int, prompts: Mapping[str, Any], texts: Mapping[str, str]) -> None:
-        """Append greedy outputs by probe id to greedy.jsonl."""
+    def outputs(self, step: int, texts: Mapping[str, str]) -> None:
+        """Append greedy outputs by probe id to greedy.jsonl, unless texts are kept out."""
+        if not self.texts:
+            return
+        prompts = {probe.id: probe.as_json()["prompt"] for probe in self.probe_set.probes}
         head = {"phase": self.phase, "step": self.offset + step}
         rows = [{**head, "id": i, "prompt": prompts[i], "text": text} for i, text in texts.items()]
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -192,17 +225,38 @@ class Journal:
         )
 
     def line(self, kind: str, step: int, facts: Mapping[str, Any]) -> None:
-        """Append a line; ``step`` is the trainer's."""
+        """Append a line, and note it for the monitor; ``step`` is the trainer's."""
+        if self.client is not None:
+            self.client.note(kind, self.offset + step, {**facts, "phase": self.phase})
         if self.record is not None:
             self.record.append(kind, facts, phase=self.phase, step=self.offset + step)
 
-    def end(self, reason: str, step: int) -> None:
-        """Write the end of the run and give the record free; the endpoint goes on."""
-        self.show(active=False)
-        self.line("end", step, {"reason": reason})
-        if self.record is not None:
-            self.record.close()
-            self.record = None
+    def end(self, reason: str | None, step: int) -> None:
+        """Write the end of the run and give the record free; the endpoint goes on.
+
+        Without a reason the run has not ended: another process goes on with it.
+        """
+        self.show(active=reason is None)
+        try:
+            self.told_end(reason, step)
+        finally:
+            if self.record is not None:
+                self.record.close()
+                self.record = None
+
+    def told_end(self, reason: str | None, step: int) -> None:
+        """Write and tell the end alone: all that may be done while a signal is handled."""
+        try:
+            if reason is not None:
+                self.line("end", step, {"reason": reason})
+        finally:
+            if self.client is not None:
+                self.client.close(reason)
+
+
+def _place_or_name(model: str) -> str:
+    """A model's folder for whoever loads it, or its name without what a URL may hold."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model_label(model)
 
 
 def _versions() -> dict[str, str]:

@@ -150,6 +150,26 @@ def test_a_resumed_phase_keeps_its_baseline_and_its_detectors(tmp_path: Path) ->
     assert (found.verdict, found.since_step) == (expected.verdict, expected.since_step)
 
 
+def test_a_resumed_run_serves_its_last_probe_until_the_next(tmp_path: Path) -> None:
+    with gauge(tmp_path) as before:
+        model = train(tiny.llama(), before, 1, 8)
+    with gauge(tmp_path) as after:
+        after.step(model, 9)
+        page = urlopen(f"http://127.0.0.1:{after.port}/metrics").read().decode()
+    assert 'forcegauge_train_step{run="tiny"} 9.0' in page
+    assert 'forcegauge_probe_step{run="tiny"} 8.0' in page
+    assert 'forcegauge_run_state{run="tiny",state="learning"} 1.0' in page
+
+
+def test_a_run_that_is_closed_without_a_reason_has_no_end(tmp_path: Path) -> None:
+    watched = gauge(tmp_path)
+    watched.step(tiny.llama(), 0)
+    watched.close(None)
+    assert "end" not in kinds(tmp_path)
+    page = urlopen(f"http://127.0.0.1:{watched.port}/metrics").read().decode()
+    assert 'forcegauge_run_active{run="tiny"} 1.0' in page
+
+
 def test_a_resume_from_an_older_step_takes_back_the_steps_after_it(tmp_path: Path) -> None:
     with gauge(tmp_path) as before:
         model = train(tiny.llama(), before, 1, 9)
@@ -479,6 +499,26 @@ def test_a_signal_ends_the_record_and_the_process_as_without_a_gauge(
     assert code_after(sent, LOOP.format(before=before), str(tmp_path)) == unwatched
     ends = [line for line in read_record(tmp_path) if line["kind"] == "end"]
     assert [line["reason"] for line in ends] == [reason]
+
+
+FORKED = """
+import os, sys
+from pathlib import Path
+from tests import tiny
+from tests.agent.test_gauge import gauge, kinds
+watched = gauge(Path(sys.argv[1]))
+watched.step(tiny.llama(), 0)
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+    print(kinds(Path(sys.argv[1])).count("end"))
+"""
+
+
+def test_a_forked_child_that_exits_is_no_end_of_the_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORKED, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
+    assert kinds(tmp_path)[-1] == "end"
 
 
 def test_a_closed_gauge_leaves_sigterm_as_it_was(tmp_path: Path) -> None:
