@@ -11,7 +11,7 @@ PACKAGES := prometheus chromium
 PROGRAMS := prometheus promtool chromium
 APT := apt-get -o Dpkg::Use-Pty=0 -qq
 
-.PHONY: bench-alarms demo demo-healthy test lint fmt unit system bench-entk bench-scoring clean
+.PHONY: chaos bench-alarms demo demo-healthy test lint fmt unit system bench-entk bench-scoring clean
 
 demo: $(VENV)/ready
 	$(BIN)/forcegauge demo
@@ -50,6 +50,11 @@ bench-scoring: $(VENV)/ready
 # Replays the alarms on recorded finetunes and writes agent/alarms.md: seconds.
 bench-alarms: $(VENV)/ready
 	$(BIN)/python -m tests.benchmarks.alarms
+
+# Kills Redis, API, worker and beat at random while snapshots are made: half an hour, two cores.
+ROUNDS ?= 30
+chaos: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.monitor.chaos --rounds $(ROUNDS)
 
 # Servers and a browser for the tests, where they are missing and we may install them.
 system: $(VENV)/ready
