@@ -63,15 +63,15 @@ def wait_for(look: Callable[[], T], seconds: float = START_SECONDS) -> T:
 
 
 @contextmanager
-def server(command: Sequence[str], folder: Path, ready: Callable[[], bool]) -> Iterator[None]:
-    """Run a server until the block ends; its output goes to ``folder/server.log``."""
+def server(command: Sequence[str], folder: Path, ready: Callable[[], bool]) -> Iterator[int]:
+    """Run a server until the block ends, its process id; what it says goes to ``server.log``."""
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
         try:
             wait_for(lambda: process.poll() is not None or ready())
             if process.poll() is not None:
                 pytest.fail(f"{command[0]} ended: {(folder / 'server.log').read_text()[-2000:]}")
-            yield
+            yield process.pid
         finally:
             process.terminate()
             process.wait(timeout=START_SECONDS)
