@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Path, Query, Response, Security
 from fastapi.security import HTTPBearer
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 
 from forcegauge_monitor.asking import ask, ask_for_checkpoints, snapshot_of
@@ -25,7 +25,7 @@ from forcegauge_monitor.bodies import (
     SnapshotBody,
     SnapshotList,
 )
-from forcegauge_monitor.exporter import Requests, make_registry
+from forcegauge_monitor.exporter import Requests, exposition, make_registry
 from forcegauge_monitor.guard import Guard
 from forcegauge_monitor.problems import RESPONSES, add_problems
 from forcegauge_monitor.records import Run, Snapshot
@@ -171,7 +171,7 @@ def _pages(store: Store, requests: Requests) -> APIRouter:
     @routes.get("/metrics", response_class=Response)
     def metrics() -> Response:
         """All that the monitor knows, for Prometheus."""
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(exposition(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     @routes.get("/sd/targets", response_class=Response)
     def targets() -> Response:

@@ -73,6 +73,27 @@ def make_registry(store: Store, requests: Requests) -> CollectorRegistry:
     return registry
 
 
+def exposition(registry: CollectorRegistry) -> str:
+    """What Prometheus reads, in its text format (0.0.4).
+
+    The library's own writer validates every name of every sample, which with thousands of runs
+    takes longer than all the rest; the names here are the catalogue's.
+    """
+    return "".join(line for family in registry.collect() for line in _lines(family))
+
+
+def _lines(family: Family) -> Iterator[str]:
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    yield f"# HELP {name} {family.documentation}\n# TYPE {name} {family.type}\n"
+    for sample in family.samples:
+        labels = ",".join(f'{key}="{_escaped(text)}"' for key, text in sample.labels.items())
+        yield f"{name}{{{labels}}} {float(sample.value)!r}\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
 def _service(found: Overview) -> Iterator[Family]:
     states = {
         "active": found.live,

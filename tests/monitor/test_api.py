@@ -263,7 +263,7 @@ def test_without_redis_it_says_so_and_stays_healthy(tmp_path: Path) -> None:
         assert it.client.get("/healthz").status_code == 200
         metrics = it.client.get("/metrics")
         assert metrics.status_code == 200
-        assert "forcegauge_monitor_store_up 0.0" in metrics.text
+        assert "forcegauge_monitor_store_up{} 0.0" in metrics.text
 
 
 def test_a_redis_that_can_write_no_more_is_told_as_away(tmp_path: Path) -> None:

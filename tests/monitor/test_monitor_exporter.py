@@ -4,11 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from forcegauge.alarms import VERDICTS
 from forcegauge_monitor.catalogue import METRICS, SNAPSHOTS
-from forcegauge_monitor.exporter import Requests, make_registry
+from forcegauge_monitor.exporter import Requests, exposition, make_registry
 from forcegauge_monitor.store import Store
 from tests.monitor.asking import api
 from tests.monitor.storing import RUN, running, snapshot
@@ -105,6 +106,16 @@ def test_states_of_runs_are_the_verdicts(store: Store) -> None:
         store.heartbeat("a", "first", {"verdict": verdict})
         labels = {"run": "a", "state": verdict}
         assert registry(store).get_sample_value("forcegauge_monitor_run_state", labels) == 1
+
+
+def test_the_text_is_what_the_library_would_write(store: Store) -> None:
+    told(store)
+    store.worker_alive('odd "name"\\n', 'odd "queue"\\\n', busy=False)
+    found = registry(store)
+    mine, theirs = exposition(found), generate_latest(found).decode()
+    assert list(text_string_to_metric_families(mine)) == list(
+        text_string_to_metric_families(theirs)
+    )
 
 
 def test_a_real_prometheus_reads_it(store: Store, tmp_path: Path) -> None:
