@@ -14,12 +14,14 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from forcegauge.alarms import VERDICTS
-from forcegauge.catalogue import Metric
+from forcegauge.catalogue import METRICS, Metric
 from forcegauge.probes import RESPONSE_TYPES
 from forcegauge_monitor.catalogue import SNAPSHOTS, UPDATED, metric
 from forcegauge_monitor.store import Overview, Store, Unavailable
 
 Row = tuple[tuple[str, ...], float]
+
+_OF_THE_AGENT = {row.name: row for row in METRICS}
 
 CODES = ("2xx", "3xx", "4xx", "5xx")
 
@@ -61,7 +63,7 @@ class StoreCollector(Collector):
             return
         yield _family("monitor_store_up", [((), 1)])
         yield from _service(found)
-        for family in (*_runs(found), *_results(found)):
+        for family in (*_runs(found), *_results(found), *_scores(found)):
             if family.samples:
                 yield family
 
@@ -144,6 +146,18 @@ def _results(found: Overview) -> Iterator[Family]:
     yield _family("predicted_change_nats", changes)
 
 
+def _scores(found: Overview) -> Iterator[Family]:
+    """The agent's metrics of runs that are watched without one."""
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for run, rows in found.scores.items():
+        for name, labels, value in rows:
+            row = _OF_THE_AGENT[name]
+            if name not in families:
+                families[name] = _empty(row, ("run", *row.labels))
+            families[name].add_metric([run, *labels], value)
+    yield from families.values()
+
+
 def _pairs(
     table: Mapping[str, Mapping[str, Any]], updated: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, str], float]]:
@@ -160,9 +174,12 @@ def _defined(value: Any) -> bool:
 
 def _family(name: str, rows: list[Row] | list[tuple[Any, Any]]) -> Family:
     row: Metric = metric(name)
-    kind = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
-    labels = ("run", *row.labels) if row in SNAPSHOTS else row.labels
-    family = kind(row.name, row.meaning, labels=labels)
+    family = _empty(row, ("run", *row.labels) if row in SNAPSHOTS else row.labels)
     for values, value in rows:
         family.add_metric(values, value)
     return family
+
+
+def _empty(row: Metric, labels: tuple[str, ...]) -> CounterMetricFamily | GaugeMetricFamily:
+    kind = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
+    return kind(row.name, row.meaning, labels=labels)

@@ -100,12 +100,13 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Watch:
-    """A folder whose checkpoints are scored as they come; ``step`` is the last that was."""
+    """A folder whose checkpoints are scored as they come; ``settings`` are more of
+    `agentless.Scoring`."""
 
     run: str
     folder: str
     probes: str
-    step: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ local function forget(run)
     call('DEL', of(what, run))
   end
   for _, hash in ipairs({{'owners', 'runs', 'beats', 'verdicts', 'addresses', 'targets', 'ended',
-                          'results', 'watches'}}) do
+                          'results', 'scores', 'watches'}}) do
     call('HDEL', P .. hash, run)
   end
   for _, name in ipairs({{'done', 'failed', 'cancelled', 'superseded'}}) do

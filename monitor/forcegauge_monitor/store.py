@@ -61,7 +61,8 @@ class Overview:
 
     ``verdicts`` is by run; ``results`` by run: step and numbers of its last snapshot; ``counts``
     by run and state the snapshots that ended so; ``stages`` by run and id the open ones: queue,
-    state, pieces done and in all.
+    state, pieces done and in all; ``scores`` by run the metrics of a folder that is watched: name,
+    label values and value of each.
     """
 
     known: int
@@ -73,6 +74,7 @@ class Overview:
     counts: Mapping[tuple[str, str], int]
     stages: Mapping[tuple[str, str], tuple[str, str, int, int]]
     workers: Sequence[Worker]
+    scores: Mapping[str, list[tuple[str, list[str], float]]]
 
 
 class Store:
@@ -208,9 +210,11 @@ class Store:
         for index in ("created", "live", "dead"):
             pipe.zcard(f"{PREFIX}{index}")
         pipe.hlen(f"{PREFIX}ended")
-        for table in ("verdicts", "results", "counts", "stages", "workers"):
+        for table in ("verdicts", "results", "counts", "stages", "workers", "scores"):
             pipe.hgetall(f"{PREFIX}{table}")
-        _, known, live, dead, ended, verdicts, results, counts, stages, workers = pipe.execute()
+        _, known, live, dead, ended, verdicts, results, counts, stages, workers, scores = (
+            pipe.execute()
+        )
         return Overview(
             known=known,
             live=live,
@@ -221,6 +225,7 @@ class Store:
             counts={_pair(key, "|"): int(count) for key, count in counts.items()},
             stages={_pair(key, "/"): _stage(text) for key, text in stages.items()},
             workers=self._living(workers.values(), now),
+            scores={run: json.loads(text) for run, text in scores.items()},
         )
 
     def reap(self, now: float | None = None) -> list[str]:
@@ -266,8 +271,7 @@ class Store:
         return self._snapshots([(run, str(key)) for key in keys])
 
     def unattended(self) -> list[Snapshot]:
-        """Queued or running snapshots of runs on none of whose snapshots anybody works, the oldest
-        first."""
+        """Open snapshots of runs on which nobody works, the oldest first."""
         members = [_pair(each, "/") for each in self._redis.zrange(f"{PREFIX}open", 0, -1)]
         pipe = self._redis.pipeline(transaction=False)
         for run, _ in members:
@@ -360,6 +364,10 @@ class Store:
         return [
             from_json(Watch, json.loads(text)) for text in self._redis.hvals(f"{PREFIX}watches")
         ]
+
+    def scored(self, run: str, rows: Sequence[tuple[str, Sequence[str], float]]) -> None:
+        """Keep the metrics of a watched folder's last checkpoint: name, label values and value."""
+        self._redis.hset(f"{PREFIX}scores", run, json.dumps(rows))
 
     def _fresh(self, now: float | None) -> float:
         return (self._clock() if now is None else now) - self._stale

@@ -22,7 +22,7 @@ from celery.signals import worker_process_init, worker_shutting_down
 from forcegauge.errors import InputError, RunError
 from forcegauge.textfiles import first_line
 from forcegauge_monitor import steps, storage
-from forcegauge_monitor.broker import END, PIECE, make_app, send
+from forcegauge_monitor.broker import END, PIECE, make_app, send, submit
 from forcegauge_monitor.entk.samples import Loss
 from forcegauge_monitor.heart import CancelledError, Heart, StoppedError
 from forcegauge_monitor.job import Settings as Asked
@@ -104,6 +104,7 @@ def add_tasks(app: Celery, crew: Crew) -> None:
             retry_jitter=True,
         )
         task.crew = crew
+    app.task(crew.score, name="forcegauge.score")
 
 
 class Crew:
@@ -128,6 +129,15 @@ class Crew:
     def publish(self, run: str, key: str) -> None:
         """Merge the pieces, put the result where it belongs, and say that it is done."""
         self._on(run, key, self._publish)
+
+    def score(self, run: str) -> None:
+        """Score what is new in a run's watched folder, unless another worker does just now."""
+        from forcegauge_monitor.scoring import score
+
+        for watch in self._patiently(self.store.watches):
+            if watch.run == run:
+                with self.heart.on(lambda: True):
+                    score(self.settings, self.store, submit(self.app), watch)
 
     def failed(self, run: str, key: str, error: Exception) -> None:
         """Note for good why a snapshot cannot be had."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+import torch
 from safetensors.torch import load_file
 
 from forcegauge.probes import Probe, ProbeSet
@@ -64,6 +65,8 @@ def make_inputs(folder: Path) -> dict[str, str]:
 
 def undisturbed(inputs: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """The same snapshot, taken in this process without a monitor."""
+    # as the workers: the last bits of a sum depend on how many threads share it
+    torch.set_num_threads(1)
     return dict(take(Job(Asked(**inputs, loss="dpo", kernel_probes=0), folder)))
 
 
