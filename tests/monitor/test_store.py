@@ -173,8 +173,8 @@ def test_a_worker_that_says_nothing_is_gone(timed: Store, clock: Clock) -> None:
 
 def test_a_run_has_one_watched_folder(store: Store) -> None:
     store.watch(Watch("a", "/f", "/p"))
-    store.watch(Watch("a", "/f", "/p", step=4))
-    assert store.watches() == [Watch("a", "/f", "/p", step=4)]
+    store.watch(Watch("a", "/g", "/p"))
+    assert store.watches() == [Watch("a", "/g", "/p")]
     assert [store.unwatch("a"), store.unwatch("a")] == [True, False]
 
 
