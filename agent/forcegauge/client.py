@@ -63,7 +63,7 @@ class Client:
     """
 
     def __init__(self, url: str) -> None:
-        self._base = _checked(url)
+        self._base = api_url(url)
         self._facts: Facts = {}
         self._look: Callable[[], Facts] = dict
         self._events: dict[str, Facts] = {}
@@ -174,14 +174,7 @@ class Client:
                 self._events.pop(str(key), None)
 
     def _post(self, path: str, body: Facts) -> dict[str, Any]:
-        data = json.dumps(body, allow_nan=False).encode()
-        request = urllib.request.Request(f"{self._base}{path}", data, _headers(), method="POST")
-        try:
-            with _OPENER.open(request, timeout=TIMEOUT_SECONDS) as answer:
-                return _object(answer.read(LONGEST_ANSWER))
-        except urllib.error.HTTPError as error:
-            with error:
-                raise RefusalError(error.code, error.read(LONGEST_ANSWER)) from None
+        return call("POST", f"{self._base}{path}", body)
 
     def _say(self, error: Exception) -> None:
         kind = error.status if isinstance(error, RefusalError) else type(error)
@@ -189,6 +182,22 @@ class Client:
             self._said.add(kind)
             problem = getattr(error, "reason", error)
             logger.warning("monitor %s: %s. Training goes on", self._base, problem)
+
+
+def call(method: str, url: str, body: Facts | None = None) -> dict[str, Any]:
+    """One request to a monitor, with the token of the environment, and its answer.
+
+    Raises `RefusalError` for a status other than success, `OSError`, `http.client.HTTPException`
+    and `ValueError` where no monitor answers.
+    """
+    data = None if body is None else json.dumps(body, allow_nan=False).encode()
+    request = urllib.request.Request(url, data, _headers(), method=method)
+    try:
+        with _OPENER.open(request, timeout=TIMEOUT_SECONDS) as answer:
+            return _object(answer.read(LONGEST_ANSWER))
+    except urllib.error.HTTPError as error:
+        with error:
+            raise RefusalError(error.code, error.read(LONGEST_ANSWER)) from None
 
 
 class RefusalError(Exception):
@@ -223,7 +232,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
-def _checked(url: str) -> str:
+def api_url(url: str) -> str:
+    """Where the API of a monitor is; raises `InputError` for a URL that cannot be one."""
     fix = "Use a URL such as http://monitor:8790"
     try:
         parts = urllib.parse.urlsplit(url)

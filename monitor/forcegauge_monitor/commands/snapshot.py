@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from forcegauge.errors import InputError
+
 if TYPE_CHECKING:
     from forcegauge_monitor.entk.pieces import Piece
     from forcegauge_monitor.job import Job
@@ -29,13 +31,16 @@ WORDS = {
 
 @click.command()
 @click.option("--checkpoint", required=True, metavar="DIR", help="Full model or adapter.")
-@click.option("--probes", required=True, metavar="FILE", help="Probe file (JSONL).")
-@click.option("--train", required=True, metavar="FILE", help="Training samples, as TRL takes them.")
-@click.option("--loss", default="sft", show_default=True, metavar="NAME", help="sft, dpo, ipo, ...")
+@click.option("--probes", metavar="FILE", help="Probe file (JSONL).")
+@click.option("--train", metavar="FILE", help="Training samples, as TRL takes them.")
+@click.option("--loss", metavar="NAME", help="sft, dpo, ipo, ...  [default: sft]")
 @click.option("--beta", type=click.FloatRange(min=0), help="The loss's beta.  [default: 0.1]")
 @click.option("--reference", metavar="DIR|NAME", help="Reference model of the loss.")
 @click.option("--previous", metavar="DIR", help="An earlier snapshot, or an earlier checkpoint.")
-@click.option("-o", "--output", required=True, metavar="SNAPSHOT/", help="Where the snapshot goes.")
+@click.option("-o", "--output", metavar="SNAPSHOT/", help="Where the snapshot goes.")
+@click.option("--server", metavar="URL", help="Have a monitor's workers do it; wants --run.")
+@click.option("--run", metavar="NAME", help="The run that it is of, known to that monitor.")
+@click.option("--step", type=click.IntRange(min=0), help="Of the checkpoint, where no name tells.")
 @click.option("--plan", "only_plan", is_flag=True, help="Print memory and cost, and do nothing.")
 @click.option("--samples", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option("--kernel-probes", type=click.IntRange(min=0), default=8, show_default=True)
@@ -45,16 +50,40 @@ WORDS = {
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
 @click.option("--max-prompt-tokens", type=click.IntRange(min=1), help="Keep a prompt's end.")
 @click.option("--max-response-tokens", type=click.IntRange(min=1), help="Keep a response's start.")
-def snapshot(output: str, only_plan: bool, memory: float | None, **given: Any) -> None:
+def snapshot(server: str | None, run: str | None, step: int | None, **given: Any) -> None:
     """Tell of one checkpoint which training samples push which response types.
 
     Also how similar the model thinks responses are (the kernel), and, with --previous, whether the
     kernel is stable and one-step predictions hold. A call that was stopped goes on where it was.
+
+    With --server and --run the workers of a monitor do it; what is not given is as the run told.
     """
+    if server is None:
+        _here(**given)
+        return
+    from forcegauge_monitor.commands.remote import ask
+
+    if run is None:
+        raise InputError("--server needs the run's name", fix="Give it with --run")
+    names = ("checkpoint", "probes", "train", "loss", "beta")
+    asked = {name: given[name] for name in names if given[name] is not None}
+    for line in ask(server, run, asked | ({} if step is None else {"step": step})):
+        click.echo(line)
+
+
+def _here(output: str | None, only_plan: bool, memory: float | None, **given: Any) -> None:
     from forcegauge_monitor.job import Job, Settings
 
+    for name, value in {
+        "-o": output,
+        "--probes": given["probes"],
+        "--train": given["train"],
+    }.items():
+        if value is None:
+            raise InputError(f"{name} is needed", fix="Give it, or ask a monitor with --server")
     limit = None if memory is None else int(memory * 2**30)
-    job = Job(Settings(**given, memory=limit), Path(output))
+    given["loss"] = given["loss"] or "sft"
+    job = Job(Settings(**given, memory=limit), Path(str(output)))
     if job.finished():
         click.echo(f"{output}: this snapshot is finished already.")
         return
