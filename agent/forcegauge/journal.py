@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -107,7 +108,7 @@ class Journal:
         """Tell the monitor of this run, where there is one; ``look`` says how the run is now."""
         if self.client is None:
             return
-        probes = self.directory.absolute() / PROBES_NAME
+        probes, beta = self.directory.absolute() / PROBES_NAME, self.settings["beta"]
         facts = {
             "run": self.run,
             "record_id": self.record.record_id if self.record else secrets.token_hex(8),
@@ -115,7 +116,9 @@ class Journal:
             "model": _place_or_name(self.model),
             "probes": str(probes) if probes.exists() else "",
             "probe_hash": self.probe_set.hash,
-            **{name: self.settings.get(name) for name in ("loss", "beta", "train")},
+            "loss": _plain_loss(self.settings["loss"]),
+            "beta": beta if isinstance(beta, int | float) else None,
+            "train": self.settings["train"],
         }
         self.client.join(facts, look)
 
@@ -257,6 +260,13 @@ class Journal:
 def _place_or_name(model: str) -> str:
     """A model's folder for whoever loads it, or its name without what a URL may hold."""
     return str(Path(model).absolute()) if Path(model).is_dir() else model_label(model)
+
+
+def _plain_loss(loss: str | None) -> str | None:
+    """A loss as snapshots name it: ``ipo`` for TRL's ``dpo:ipo``, ``sigmoid`` for a mixture that
+    begins with it."""
+    found = (loss or "").rpartition(":")[2].partition("+")[0]
+    return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) else None
 
 
 def _versions() -> dict[str, str]:

@@ -409,6 +409,18 @@ def test_a_gauge_tells_its_phase_verdicts_alarms_and_checkpoints(
     assert monitor.bodies("/end")[0]["reason"] == "finished"
 
 
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [("dpo:ipo", "ipo"), ("dpo:sigmoid+sft", "sigmoid"), ("sft", "sft"), ("my loss", None)],
+)
+def test_the_loss_is_told_as_snapshots_name_it(
+    monitor: Monitor, tmp_path: Path, loss: str, told: str | None
+) -> None:
+    with watched(tmp_path, monitor.url, loss=loss) as gauge:
+        gauge.step(tiny.llama(), 0)
+    assert monitor.told[0][1]["loss"] == told
+
+
 def test_training_is_the_same_to_the_bit_with_a_monitor_that_is_not_there(tmp_path: Path) -> None:
     def trained(url: str, directory: Path) -> torch.Tensor:
         model = tiny.llama(dropout=0.2)
