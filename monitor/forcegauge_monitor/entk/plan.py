@@ -18,7 +18,7 @@ from forcegauge.errors import RunError
 from forcegauge_monitor.entk.products import BLOCK_ELEMENTS
 
 ROWS = 16
-"""Sequences of one batch, where their activations fit: directions are read once for each batch."""
+"""Sequences of one batch at most: directions are read once for each batch."""
 SLICE_BATCHES = 2
 """Batches of one piece of work: what a killed worker loses at most."""
 PROCESS_BYTES = 700 << 20
@@ -139,11 +139,26 @@ def make_plan(model: ModelSize, work: Work, free_bytes: int) -> Plan:
     """The plan with the fewest passes that fits into the free memory.
 
     Float32 directions are preferred, then bfloat16, then groups of types, then blocks of
-    parameters. Raises `RunError` when not even one direction of one parameter fits.
+    parameters; smaller batches where they save passes. Raises `RunError` when not even one
+    direction of one parameter fits.
     """
-    types, work = tuple(work.probes), _with_rows(model, work, free_bytes)
+    sizes = [ROWS >> power for power in range(ROWS.bit_length())]
+    plans = [_plan(model, replace(work, rows=rows), free_bytes) for rows in sizes]
+    fitting = [plan for plan in plans if plan.peak_bytes <= free_bytes * SHARE]
+    if not fitting:
+        peak = min(plan.peak_bytes for plan in plans)
+        raise RunError(
+            f"A snapshot of this model needs {peak / 2**30:.1f} GiB and "
+            f"{free_bytes * SHARE / 2**30:.1f} GiB may be used: use a machine with more memory."
+        )
+    # reading the directions for a batch takes about as long as passing one more sequence
+    return min(fitting, key=lambda plan: plan.forwards * (1 + 1 / plan.rows))
+
+
+def _plan(model: ModelSize, work: Work, free_bytes: int) -> Plan:
+    """The plan with the fewest passes for one size of batch, or the leanest if none fits."""
+    types = tuple(work.probes)
     for storage, per_group, blocks in _choices(len(types)):
-        groups = _cut(types, math.ceil(len(types) / per_group))
         parts = _parameter_blocks(model.trained, blocks)
         kernel = _kernel_blocks(model, work, storage, free_bytes)
         peak = max(
@@ -153,24 +168,12 @@ def make_plan(model: ModelSize, work: Work, free_bytes: int) -> Plan:
         )
         if peak <= free_bytes * SHARE or len(parts) == len(model.trained):
             break
-    if peak > free_bytes * SHARE:
-        raise RunError(
-            f"A snapshot of this model needs {peak / 2**30:.1f} GiB and "
-            f"{free_bytes * SHARE / 2**30:.1f} GiB may be used: use a machine with more memory."
-        )
+    groups = _cut(types, math.ceil(len(types) / per_group))
     forwards = _forwards(model, work, len(groups), len(parts), len(kernel))
     flops = forwards * 2 * (model.multiplied + model.head / 2) * work.tokens
     disk = len(types) * model.trained_numbers * _bytes(storage)
     size = SLICE_BATCHES * work.rows
     return Plan(storage, groups, parts, kernel, work.rows, size, peak, disk, forwards, flops)
-
-
-def _with_rows(model: ModelSize, work: Work, free_bytes: int) -> Work:
-    """The work in batches whose activations take a third of the memory at most."""
-    sizes = [ROWS >> power for power in range(ROWS.bit_length())]
-    made = [replace(work, rows=rows) for rows in sizes]
-    fitting = [each for each in made if _activations(model, each) <= free_bytes * SHARE / 3]
-    return fitting[0] if fitting else made[-1]
 
 
 def _choices(types: int) -> list[tuple[str, int, int]]:
@@ -189,11 +192,11 @@ def _cut(items: Sequence[str], parts: int) -> tuple[tuple[str, ...], ...]:
 def _parameter_blocks(trained: Mapping[str, int], parts: int) -> tuple[tuple[str, ...], ...]:
     """Parameters in their order, cut into at most that many blocks of about equal size."""
     share, done = sum(trained.values()) / parts, 0.0
-    blocks: list[list[str]] = [[] for _ in range(parts)]
+    blocks: dict[int, list[str]] = {}
     for name, numbers in trained.items():
-        blocks[min(parts - 1, int((done + numbers / 2) / share))].append(name)
+        blocks.setdefault(min(parts - 1, int((done + numbers / 2) / share)), []).append(name)
         done += numbers
-    return tuple(tuple(block) for block in blocks if block)
+    return tuple(tuple(block) for block in blocks.values())
 
 
 def _largest(model: ModelSize, parts: Sequence[Sequence[str]]) -> int:
