@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# before anything imports Triton: its kernels then run on the CPU
+os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> None:
