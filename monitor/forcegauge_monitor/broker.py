@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from celery import Celery
-from kombu.exceptions import ChannelError, OperationalError
+from kombu.exceptions import OperationalError
 
 from forcegauge_monitor.records import Snapshot
 from forcegauge_monitor.settings import Settings
@@ -104,6 +103,6 @@ def submit(app: Celery) -> Callable[[Snapshot], None]:
 
 def waiting(app: Celery, queue: str) -> int:
     """Messages that no worker has taken yet."""
-    with app.connection_for_read() as connection, suppress(ChannelError):
-        return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
-    return 0
+    with app.connection_for_read() as connection:
+        # not passive: that looks for the queue without the prefix (kombu 5.7) and finds none
+        return int(connection.default_channel.queue_declare(queue).message_count)
