@@ -69,8 +69,8 @@ class Capture:
             ...                       # the trainer's steps; call capture.step() after each
             values = capture.take()   # means over the steps seen since the last call
 
-    Hooks return nothing, so gradients pass as they are; no random numbers are drawn. A failure in
-    here never reaches the training: it is kept in `error`, logged once, and ends the capture.
+    Hooks return nothing, so gradients pass as they are; no random numbers are drawn. A failure
+    never reaches the training: it is kept in `error`, logged once, and ends the capture.
 
     Attributes:
         every: spacing of what is looked at, in optimizer steps.
@@ -102,8 +102,7 @@ class Capture:
                 raise InputError(f"must be positive, not {value}", field=field)
         self.error: str | None = None
         self.not_covered: set[str] = set()
-        self.every = every
-        self._pairs = pairs
+        self.every, self._pairs = every, pairs
         self._temperature, self._scaler = temperature, scaler
         self._count = 0
         self._handles: list[RemovableHandle] = []
@@ -137,22 +136,19 @@ class Capture:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def step(self) -> None:
-        """Tell that an optimizer step is done."""
+    def step(self, learning_rate: float | None = None) -> None:
+        """Tell that an optimizer step is done, and at which learning rate where it is known."""
         if self._passes:
-            self._steps.append(add_sums(self._passes))
+            self._steps.append(force_values(add_sums(self._passes), learning_rate))
         self._passes = []
         self._count += 1
 
-    def take(self, learning_rate: float | None = None) -> dict[str, float] | None:
+    def take(self) -> dict[str, float] | None:
         """Means over the steps seen since the last call (`forces.force_values`); None without."""
         steps, self._steps = self._steps, []
-        if not steps:
-            return None
-        values = [force_values(sums, learning_rate) for sums in steps]
-        names = {name: None for part in values for name in part}
-        found = {name: [part[name] for part in values if name in part] for name in names}
-        return {name: sum(column) / len(column) for name, column in found.items()}
+        names = {name: None for values in steps for name in values}
+        found = {name: [values[name] for values in steps if name in values] for name in names}
+        return {name: sum(column) / len(column) for name, column in found.items()} or None
 
     def observe(
         self,

@@ -63,11 +63,12 @@ class Observed:
         with self._guard("other", self._done or 0):
             self._samples.add(groups, ended)
 
-    def step(self, step: int) -> None:
-        """Tell that this many optimizer steps are done; the same number twice is one step."""
+    def step(self, step: int, learning_rate: float | None = None) -> None:
+        """Tell that this many optimizer steps are done, and the learning rate of the last one; the
+        same number twice is one step."""
         if self._done is not None and step > self._done:
             self._count += 1
-            self._capture.step()
+            self._capture.step(learning_rate)
             if self._rows is not None:
                 self._rows.step()
         self._done = step

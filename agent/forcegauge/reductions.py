@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from forcegauge.scores import TOP_K
+from forcegauge.scores import CANDIDATES, TOP_K
 
 Statistics = dict[str, Tensor]
 
@@ -130,6 +131,7 @@ def statistics_of(sums: Sums) -> Statistics:
     s, log_s, squares = 1 + u, torch.log1p(u), weight**2 * (1 + sums.squares)
     tops = torch.cat([sums.top, z_y[:, None]], dim=1) - high[:, None]
     tops = tops.topk(min(TOP_K, tops.shape[1]), dim=1).values
+    tops = F.pad(tops, (0, TOP_K - tops.shape[1]), value=-torch.inf)
     moment = weight * (sums.moment - fall * (1 + sums.rest)) - e_y * gap_y.clamp_min(_FLOOR)
     energy, argmax_mass = b / s, 1 / s
     return {
@@ -146,6 +148,7 @@ def statistics_of(sums: Sums) -> Statistics:
         "mass_target": e_y / s,
         "mass_argmax": torch.where(hit, 0.0, argmax_mass),
         "mass_rest": torch.where(hit, b, sums.rest) / s,
+        **dict(zip(CANDIDATES, (tops[:, 1:] - log_s[:, None]).unbind(1), strict=True)),
     }
 
 
@@ -174,21 +177,29 @@ def in_chunks(
 def reduce_tiles(tile: Tile, near: Tensor, targets: Tensor, vocabulary: int) -> Statistics:
     """Statistics of rows whose float32 logits ``tile(rows, tokens, into)`` makes piece by piece,
     in the memory ``into`` where it can."""
-    found = []
-    for rows in slices(len(targets), ROWS):
-        count = rows.stop - rows.start
-        width = max(256, tile_size(near.device) // count // _DEPTH * _DEPTH)
-        memory = torch.empty(2, count * min(width, vocabulary), device=near.device)
-        sums = None
-        for tokens in slices(vocabulary, width):
-            size = count * (tokens.stop - tokens.start)
-            into, spare = (part[:size].view(count, -1) for part in memory)
-            z = tile(rows, tokens, into)
-            part = tile_sums(z, targets[rows], near[rows], tokens.start, spare)
-            sums = part if sums is None else merge(sums, part)
-        if sums is not None:
-            found.append(statistics_of(sums))
-    return joined(found)
+    return joined(
+        [
+            statistics_of(sums_of_rows(tile, rows, near[rows], targets[rows], vocabulary))
+            for rows in slices(len(targets), ROWS)
+        ]
+    )
+
+
+def sums_of_rows(tile: Tile, rows: slice, near: Tensor, targets: Tensor, vocabulary: int) -> Sums:
+    """Sums of these rows over ``vocabulary`` tokens, all of it or one process's part, whose
+    logits ``tile`` makes; ``near`` and ``targets`` (places in that part) are those of the rows."""
+    count = len(targets)
+    width = max(256, tile_size(near.device) // count // _DEPTH * _DEPTH)
+    memory = torch.empty(2, count * min(width, vocabulary), device=near.device)
+    sums: Sums | None = None
+    for tokens in slices(vocabulary, width):
+        size = count * (tokens.stop - tokens.start)
+        into, spare = (part[:size].view(count, -1) for part in memory)
+        z = tile(rows, tokens, into)
+        part = tile_sums(z, targets, near, tokens.start, spare)
+        sums = part if sums is None else merge(sums, part)
+    assert sums is not None  # a vocabulary has tokens
+    return sums
 
 
 def joined(parts: list[Statistics]) -> Statistics:

@@ -15,6 +15,12 @@ FloatArray = npt.NDArray[np.float64]
 PREFIX_TOKENS = 8
 """Length of a response's beginning that is also looked at on its own."""
 
+TOP_K = 5
+
+CANDIDATES = tuple(f"candidate_{rank}_logprob" for rank in range(2, TOP_K + 1))
+"""Log-probs of the second to the `TOP_K`-th likeliest token, whatever the response says (SimKO,
+Peng et al. 2025, arXiv 2510.14807, section 3); the first is the argmax."""
+
 STATISTICS = (
     "tokens",
     "logprob_sum",
@@ -35,14 +41,13 @@ STATISTICS = (
     "mass_argmax",
     "mass_rest",
     "eos_logprob",
+    *CANDIDATES,
 )
 """Per response. Log-probs and entropy in nats; all but tokens and sums are means over its tokens
 (``*_prefix``: over the first `PREFIX_TOKENS`). ``log_rest`` is the log of the mass outside the
 argmax, ``mass_argmax`` the mass on the argmax where it is not the target, ``rank`` counts tokens
 above the target, ``top_mass`` is the mass of the `TOP_K` likeliest tokens, ``eos_logprob`` the
 log-prob of the EOS that was appended (absent when none was)."""
-
-TOP_K = 5
 
 TOKEN_STATISTICS = ("logprob", "argmax_logprob", "argmax_mass", "entropy", "collision", "energy")
 """Per token, kept for the baseline and the latest probe."""

@@ -22,12 +22,9 @@ from forcegauge.reductions import (
     merge,
     slices,
     statistics_of,
-    tile_size,
-    tile_sums,
+    sums_of_rows,
 )
 from forcegauge.scores import TOP_K
-
-_STEP = 256  # a tile's tokens are a multiple of it
 
 
 @dataclass(frozen=True)
@@ -61,21 +58,10 @@ class VocabularyShard:
         """Statistics of rows over the whole vocabulary; ``tile`` makes logits of this part."""
         found = []
         for rows in slices(len(targets), ROWS):
-            sums = self._local(tile, rows, near[rows], targets[rows] - self.first)
+            places = targets[rows] - self.first
+            sums = sums_of_rows(tile, rows, near[rows], places, len(self.weight))
             found.append(statistics_of(self._merged(sums)))
         return joined(found)
-
-    def _local(self, tile: Tile, rows: slice, near: Tensor, places: Tensor) -> Sums:
-        width = max(_STEP, tile_size(near.device) // len(near) // _STEP * _STEP)
-        memory = torch.empty(2, len(near) * min(width, len(self.weight)), device=near.device)
-        sums = None
-        for tokens in slices(len(self.weight), width):
-            size = len(near) * (tokens.stop - tokens.start)
-            into, spare = (part[:size].view(len(near), -1) for part in memory)
-            part = tile_sums(tile(rows, tokens, into), places, near, tokens.start, spare)
-            sums = part if sums is None else merge(sums, part)
-        assert sums is not None
-        return sums
 
     def _merged(self, sums: Sums) -> Sums:
         """The sums of all parts together, exchanged as one tensor; all in float32, in which the

@@ -186,7 +186,8 @@ def test_an_interrupted_call_is_continued_where_it_stopped(
         return measure(self, pairs)
 
     monkeypatch.setattr(PairMeter, "measure", interrupted)
-    assert run(dataset, "--model", model, "-o", "out.jsonl")[0] == 130
+    code, _, told = run(dataset, "--model", model, "-o", "out.jsonl")
+    assert (code, "out.jsonl keeps what was measured: call again" in told) == (130, True)
     kept = len(lines("out.jsonl"))
     assert kept == sum(calls[:2]) > 0
     code, out, _ = run(dataset, "--model", model, "-o", "out.jsonl")

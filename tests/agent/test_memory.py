@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
@@ -23,6 +23,7 @@ from forcegauge.layout import padded_batches, shared_batches
 from forcegauge.probes import Probe, ProbeSet
 from forcegauge.scorer import Scorer
 from forcegauge.ways import Way
+from tests.agent.shapes import EVERY_WAY, few, make_sequences, shapes
 
 Make = Callable[..., PreTrainedModel]
 
@@ -147,29 +148,16 @@ def test_without_a_limit_the_token_budget_stands(tiny_model: Make, tokenizer: An
     assert ways.tokens_of(tiny_model("llama"), "shared", "head", sequences, 4096, None) == 4096
 
 
-every_way: tuple[Way, ...] = ("shared", "cached", "padded")
-
-
-@pytest.mark.parametrize("way", every_way)
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@pytest.mark.parametrize("way", EVERY_WAY)
+@few
 @given(
-    shape=st.lists(
-        st.tuples(st.integers(1, 50), st.lists(st.integers(1, 40), min_size=1, max_size=6)),
-        min_size=1,
-        max_size=5,
-    ),
+    shape=shapes(),
     limit=st.integers(1, 400),
 )
 def test_no_forward_costs_more_than_the_limit(
     way: Way, shape: list[tuple[int, list[int]]], limit: int, tiny_model: Make
 ) -> None:
-    sequences = [
-        TokenSequence(probe, place, (3,) * prompt, (4,) * answer)
-        for probe, (prompt, answers) in enumerate(shape)
-        for place, answer in enumerate(answers)
-    ]
+    sequences = make_sequences(shape)
     model = budgets.shape_of(tiny_model("llama", intermediate_size=1 << 14))
     forwards = partial(ways.batches, way, sequences)
     least = max(budgets.cost(model, batch, "head") for batch in forwards(1))

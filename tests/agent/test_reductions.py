@@ -52,7 +52,14 @@ def textbook(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         "mass_target": pi.gather(1, targets[:, None])[:, 0],
         "mass_argmax": torch.where(hit, 0.0, best.exp()),
         "mass_rest": (beside.logsumexp(-1) - z.logsumexp(-1)).exp(),
+        **{f"candidate_{place + 2}_logprob": best for place, best in enumerate(next_best(log_pi))},
     }
+
+
+def next_best(log_pi: Tensor) -> list[Tensor]:
+    """The second to the fifth largest; log 0 where the vocabulary ends before."""
+    padded = torch.nn.functional.pad(log_pi, (0, 5), value=-math.inf)
+    return list(padded.topk(5).values[:, 1:].unbind(1))
 
 
 def assert_matches(logits: Tensor, targets: Tensor, rtol: float = 1e-4) -> None:

@@ -20,6 +20,7 @@ from forcegauge.gauge import ForceGauge
 from forcegauge.report import write_report
 from forcegauge.reporting.checkpoints import checkpoint_words
 from forcegauge.reporting.figures import figures
+from forcegauge.reporting.headline import tiles
 from forcegauge.reporting.plots import STYLES, plotly_spec, table
 from forcegauge.reporting.safe import script_json, shown
 from forcegauge.reporting.story import Story, tell
@@ -188,6 +189,17 @@ def test_alarms_are_marked_on_the_step_axis(story: Story) -> None:
     spec = plotly_spec(figures(story, 1000)[0], story)["layout"]
     assert on
     assert [s["x0"] for s in spec["shapes"] if s["name"] == "alarm"] == sorted(set(on))
+
+
+def test_limits_are_the_runs_own(run_dir: Path) -> None:
+    lines = [line for line in lines_of(run_dir) if line["kind"] != "alarm"]
+    for line in lines:
+        if line["kind"] == "run":
+            line["settings"] = {"thresholds": {"squeezing": 0.85, "repeater": HOSTILE}}
+    told = tell(lines)
+    drawn = {figure.key: figure.limit for figure in figures(told, 1000)}
+    assert (drawn["squeeze"], drawn["squeezed"], drawn["repetition"]) == (0.85, 0.25, 0.5)
+    assert "alarm above 0.85" in tiles(told)
 
 
 def test_alarms_close_together_share_a_mark(story: Story) -> None:

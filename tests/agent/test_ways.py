@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,6 +19,7 @@ from forcegauge.attention import NAME, AttentionError, attending, shared_row
 from forcegauge.encoding import TokenSequence
 from forcegauge.layout import shared_batches
 from forcegauge.ways import Way
+from tests.agent.shapes import EVERY_WAY, few, make_sequences, shapes
 
 Make = Callable[..., PreTrainedModel]
 
@@ -132,22 +133,6 @@ ARCHITECTURES: dict[str, tuple[Way, str, dict[str, Any]]] = {
 }
 
 
-def make_sequences(
-    shape: Sequence[tuple[int, Sequence[int]]], seed: int = 0
-) -> list[TokenSequence]:
-    random = torch.Generator().manual_seed(seed)
-
-    def tokens(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(2, 270, (count,), generator=random).tolist())
-
-    return [
-        TokenSequence(probe, place, prompt, tokens(length))
-        for probe, (size, lengths) in enumerate(shape)
-        for prompt in [tokens(size)]
-        for place, length in enumerate(lengths)
-    ]
-
-
 MIXED = make_sequences([(30, [12, 1, 25, 7]), (1, [5, 5]), (9, [1, 1]), (17, [3, 40])])
 
 
@@ -192,11 +177,8 @@ def test_the_chosen_way_is_equal_to_single_sequences(name: str, tiny_model: Make
     assert_near(scored(model, MIXED, choice.way, choice.reading), plain(model, MIXED))
 
 
-every_way: tuple[Way, ...] = ("shared", "cached", "padded", "single")
-
-
 @pytest.mark.parametrize("reading", ["head", "rows", "logits"])
-@pytest.mark.parametrize("way", every_way)
+@pytest.mark.parametrize("way", EVERY_WAY)
 def test_every_way_and_reading_is_equal_to_single_sequences(
     way: Way, reading: heads.Reading, tiny_model: Make
 ) -> None:
@@ -204,15 +186,9 @@ def test_every_way_and_reading_is_equal_to_single_sequences(
     assert_near(scored(model, MIXED, way, reading), plain(model, MIXED))
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@few
 @given(
-    shape=st.lists(
-        st.tuples(st.integers(1, 50), st.lists(st.integers(1, 40), min_size=1, max_size=6)),
-        min_size=1,
-        max_size=5,
-    ),
+    shape=shapes(),
     budget=st.integers(1, 400),
     seed=st.integers(0, 99),
 )
@@ -223,13 +199,11 @@ def test_any_lengths_packing_and_budget_are_equal_to_single_sequences(
     for kind in ("llama", "gpt2"):
         model = tiny_model(kind)
         wanted = plain(model, sequences)
-        for way in every_way[:2]:
+        for way in EVERY_WAY[:2]:
             assert_near(scored(model, sequences, way, budget=budget), wanted)
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@few
 @given(probes=st.permutations(range(4)), budget=st.integers(1, 250))
 def test_any_packing_order_gives_each_response_its_own_numbers(
     probes: list[int], budget: int, tiny_model: Make
@@ -237,7 +211,7 @@ def test_any_packing_order_gives_each_response_its_own_numbers(
     model, sizes = tiny_model("llama"), [len(item.response) for item in MIXED]
     alone = dict(zip(MIXED, plain(model, MIXED).split(sizes), strict=True))
     turned = [item for probe in probes for item in reversed(MIXED) if item.probe == probe]
-    for way in every_way:
+    for way in EVERY_WAY:
         found = scored(model, turned, way, budget=budget)
         assert_near(found, torch.cat([alone[item] for item in turned]))
 
@@ -247,14 +221,14 @@ def test_very_long_prompts_and_responses_are_equal_to_single_sequences(tiny_mode
     for changes in ({}, {"num_key_value_heads": 1}):
         model = tiny_model("llama", max_position_embeddings=4096, **changes)
         wanted = plain(model, sequences)
-        for way in every_way[:2]:
+        for way in EVERY_WAY[:2]:
             assert_near(scored(model, sequences, way, budget=1000), wanted)
 
 
 def test_equal_responses_score_equal(tiny_model: Make) -> None:
     prompt, response = tuple(range(5, 25)), tuple(range(30, 45))
     twins = [TokenSequence(0, place, prompt, response) for place in range(5)]
-    for way in every_way:
+    for way in EVERY_WAY:
         first, *others = scored(tiny_model("gpt2"), twins, way, budget=300).view(5, -1)
         for other in others:
             torch.testing.assert_close(other, first, rtol=0, atol=1e-5)

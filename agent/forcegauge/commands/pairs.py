@@ -71,7 +71,12 @@ def pairs(
         click.echo(f"Loading {dataset} ...")
     source = Source(dataset, split, subset)
     looked = survey(source)
-    there = measure_all(target, model, source, looked, Settings(**settings))
+    try:
+        there = measure_all(target, model, source, looked, Settings(**settings))
+    except KeyboardInterrupt:
+        if Path(target).exists():
+            click.echo(f"{target} keeps what was measured: call again to go on.", err=True)
+        raise
     _finish(target, source, model, looked, top, there)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forcegauge.alarms import ALARMS
-from forcegauge.reporting.story import Phase, Story, Value
+from forcegauge.reporting.story import Phase, Story, Value, field, number
 
 Points = tuple[tuple[Value, ...], ...]
 """Values per phase and step."""
@@ -53,25 +53,30 @@ def figures(story: Story, most: int) -> list[Figure]:
     forced = tuple(phase.thinned(most) for phase in story.forces)
     made = [
         _change_figure(story, phases),
-        _squeeze_figure(phases),
-        _squeezed_figure(phases),
-        _pressure_figure(phases),
+        _squeeze_figure(story, phases),
+        _squeezed_figure(story, phases),
+        _pressure_figure(story, phases),
         _margin_figure(phases),
         _argmax_figure(story, phases),
         _entropy_figure(story, phases),
         _mass_figure(phases),
-        _greedy_figure(phases),
+        _greedy_figure(story, phases),
         _eos_figure(phases),
         _forces_figure(forced),
-        _valley_figure(forced),
+        _valley_figure(story, forced),
     ]
     return [figure for figure in made if figure.series]
 
 
-def limit_of(alarm: str, signal: str) -> Value:
-    """The size that an alarm's condition on a signal starts from (noise may raise it)."""
-    rows = [condition for row in ALARMS if row.name == alarm for condition in row.conditions]
-    return next((row.size for row in rows if row.signal == signal), None)
+def limit_of(story: Story, alarm: str, signal: str) -> Value:
+    """The size that an alarm's condition on a signal starts from (noise may raise it), or the
+    run's own for the first condition of an alarm."""
+    conditions = next((row.conditions for row in ALARMS if row.name == alarm), ())
+    size = next((each.size for each in conditions if each.signal == signal), None)
+    if size is not None and conditions[0].signal == signal and story.runs:
+        own = number(field(story.runs[-1], "settings", "thresholds", alarm))
+        return size if own is None else own
+    return size
 
 
 def _axis(phases: Sequence[Phase]) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -124,7 +129,7 @@ def _change_figure(story: Story, phases: Sequence[Phase]) -> Figure:
     )
 
 
-def _squeeze_figure(phases: Sequence[Phase]) -> Figure:
+def _squeeze_figure(story: Story, phases: Sequence[Phase]) -> Figure:
     return Figure(
         "squeeze",
         "Squeeze index",
@@ -138,11 +143,11 @@ def _squeeze_figure(phases: Sequence[Phase]) -> Figure:
             ("squeeze_prefix_nats", "first 8 tokens", "two"),
             ("squeeze_excess_nats", "beyond sharpening", "three"),
         ),
-        limit=limit_of("squeezing", "squeeze_excess_nats"),
+        limit=limit_of(story, "squeezing", "squeeze_excess_nats"),
     )
 
 
-def _squeezed_figure(phases: Sequence[Phase]) -> Figure:
+def _squeezed_figure(story: Story, phases: Sequence[Phase]) -> Figure:
     return Figure(
         "squeezed",
         "Squeezed ratio",
@@ -155,11 +160,11 @@ def _squeezed_figure(phases: Sequence[Phase]) -> Figure:
             ("squeezed_ratio", "answers", "one"),
             ("squeezed_probes_ratio", "probes", "two"),
         ),
-        limit=limit_of("squeezing", "squeezed_probes_ratio"),
+        limit=limit_of(story, "squeezing", "squeezed_probes_ratio"),
     )
 
 
-def _pressure_figure(phases: Sequence[Phase]) -> Figure:
+def _pressure_figure(story: Story, phases: Sequence[Phase]) -> Figure:
     moved = _changes(("other_prompt", "unseen_prompt"), phases)
     pressure = _signals(phases, ("hallucination_pressure_nats", "pressure", "one"))
     return Figure(
@@ -170,7 +175,7 @@ def _pressure_figure(phases: Sequence[Phase]) -> Figure:
         "nats per token",
         _axis(phases),
         (*pressure, *moved) if pressure else (),
-        limit=limit_of("hallucination_pressure", "hallucination_pressure_nats"),
+        limit=limit_of(story, "hallucination_pressure", "hallucination_pressure_nats"),
     )
 
 
@@ -235,7 +240,7 @@ def _entropy_figure(story: Story, phases: Sequence[Phase]) -> Figure:
     )
 
 
-def _greedy_figure(phases: Sequence[Phase]) -> Figure:
+def _greedy_figure(story: Story, phases: Sequence[Phase]) -> Figure:
     return Figure(
         "repetition",
         "Repetition of greedy outputs",
@@ -243,7 +248,7 @@ def _greedy_figure(phases: Sequence[Phase]) -> Figure:
         "share",
         _axis(phases),
         _signals(phases, ("greedy_repetition_ratio", "repeated", "one")),
-        limit=limit_of("repeater", "greedy_repetition_ratio"),
+        limit=limit_of(story, "repeater", "greedy_repetition_ratio"),
     )
 
 
@@ -270,7 +275,7 @@ def _forces_figure(phases: Sequence[Phase]) -> Figure:
     )
 
 
-def _valley_figure(phases: Sequence[Phase]) -> Figure:
+def _valley_figure(story: Story, phases: Sequence[Phase]) -> Figure:
     return Figure(
         "valley",
         "Valley force",
@@ -278,5 +283,5 @@ def _valley_figure(phases: Sequence[Phase]) -> Figure:
         "share",
         _axis(phases),
         (*_line("in the valley", "two", [phase.force("valley_force_ratio") for phase in phases]),),
-        limit=limit_of("valley_force", "valley_force_ratio"),
+        limit=limit_of(story, "valley_force", "valley_force_ratio"),
     )

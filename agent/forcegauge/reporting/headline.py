@@ -10,7 +10,7 @@ from forcegauge.reporting.checkpoints import checkpoint_words
 from forcegauge.reporting.figures import limit_of
 from forcegauge.reporting.plots import written
 from forcegauge.reporting.safe import inline, shown
-from forcegauge.reporting.story import Alarm, Phase, Story, field
+from forcegauge.reporting.story import Alarm, Phase, Story, Value, field
 
 GLYPHS = {
     "warming": "◔",
@@ -131,15 +131,14 @@ def _tile(story: Story, signal: str, name: str, alarm: str) -> str:
         f'<li class="tile{" over" if on else ""}"><span class="name">{name}</span>'
         f'<span class="value">{written(value, percent, signed=not percent)}{unit}</span>'
         f"{_spark(story.phases, signal) if story.has_course else ''}"
-        f'<span class="note">{_limit_note(alarm, signal, on)}</span></li>'
+        f'<span class="note">{_limit_note(limit_of(story, alarm, signal), percent, on)}</span></li>'
     )
 
 
-def _limit_note(alarm: str, signal: str, on: bool) -> str:
-    limit = limit_of(alarm, signal)
+def _limit_note(limit: Value, percent: bool, on: bool) -> str:
     if limit is None:
         return "&nbsp;"
-    size = f"{limit:.0%}" if signal.endswith("_ratio") else f"{limit:g}"
+    size = f"{limit:.0%}" if percent else f"{limit:g}"
     return "▲ the alarm is on" if on else f"alarm above {size}"
 
 
