@@ -151,10 +151,11 @@ def _scores(found: Overview) -> Iterator[Family]:
     families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
     for run, rows in found.scores.items():
         for name, labels, value in rows:
-            row = _OF_THE_AGENT[name]
-            if name not in families:
-                families[name] = _empty(row, ("run", *row.labels))
-            families[name].add_metric([run, *labels], value)
+            row = _OF_THE_AGENT.get(name)
+            # a worker of a later version may know more metrics
+            if row is not None:
+                family = families.setdefault(name, _empty(row, ("run", *row.labels)))
+                family.add_metric([run, *labels], value)
     yield from families.values()
 
 

@@ -79,7 +79,12 @@ class Guard:
             text = f"A request has at most {self._settings.max_body_bytes} bytes."
             answer = problem(413, text, {"Connection": "close"})
             return await answer(scope, receive, counted)
-        return await self._app(scope, _replayed(body, receive), counted)
+        try:
+            return await self._app(scope, _replayed(body, receive), counted)
+        except Exception:
+            # it is answered outside of here
+            self._seen(500)
+            raise
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         path, headers = scope["path"], Headers(scope=scope)

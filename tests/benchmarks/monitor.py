@@ -36,11 +36,11 @@ app = create_app(settings, open_store(settings), lambda snapshot: None)
 uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
 """
 
+_TABLES = ("verdicts", "results", "counts", "stages", "workers", "scores")
+
 READS = {
-    "/sd/targets": (("HVALS", "targets"),),
-    "/metrics": (
-        *(("HGETALL", name) for name in ("verdicts", "results", "counts", "stages", "workers")),
-    ),
+    "/sd/targets": [("HVALS", "targets")],
+    "/metrics": [("HGETALL", table) for table in _TABLES],
 }
 """What each page reads; its floor is one pipeline of just this."""
 
@@ -119,8 +119,7 @@ def page(found: Service, path: str, rounds: int) -> Page:
     link, client = found.link(), connect(found.redis)
 
     def shown() -> int:
-        link.request("GET", path)
-        return len(link.getresponse().read())
+        return _read(link, path)
 
     def floor() -> None:
         pipe = client.pipeline()
@@ -139,6 +138,14 @@ def page(found: Service, path: str, rounds: int) -> Page:
         floor_seconds=statistics.median(b for _, b in pairs),
         ratio=statistics.median(a / b for a, b in pairs),
     )
+
+
+def _read(link: http.client.HTTPConnection, path: str) -> int:
+    link.request("GET", path)
+    answer = link.getresponse()
+    if answer.status != 200:
+        raise RuntimeError(f"{path}: {answer.status} {answer.read()[:200]!r}")
+    return len(answer.read())
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -212,8 +219,7 @@ def memory(found: Service, runs: int, hour: int = HOUR_BEATS) -> Memory:
     for step in range(hour):
         for number in range(runs):
             _post(link, f"/api/v1/runs/load-{number}/heartbeat", _told(step))
-        link.request("GET", "/metrics")
-        link.getresponse().read()
+        _read(link, "/metrics")
         if step + 1 in (hour // 4, hour):
             sizes.append((_resident(found.pid), int(client.info("memory")["used_memory"])))
     link.close()
