@@ -4,6 +4,11 @@ Each takes *levels against a baseline*, whose reference is 0, in units of sigma,
 as the optimizer steps since the last one, so that a run probed twice as often is judged alike. On
 first differences a CUSUM misses a steady fall for ever and depends on the spacing of probes.
 Sigma is never under the noise floor; a value that is not finite changes nothing.
+
+What they are used for: in `detectors` a `Cusum` says at which step the drift behind an alarm
+began. What switches an alarm is a streak of probes, as rules and people can count it. All three
+stand beside that in `make bench-alarms` (agent/alarms.md) as alarms of their own, and are here for
+loops that want one; `Ewma` also smooths what the bench takes from every optimizer step.
 """
 
 from __future__ import annotations

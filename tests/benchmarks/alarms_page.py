@@ -10,7 +10,15 @@ import plotly.graph_objects as go
 from forcegauge.alarms import ALARMS, NOISE_MULTIPLE, Alarm, Condition
 from tests.benchmarks.calibration import HARM_NATS, REPEATS, Run
 from tests.benchmarks.pictures import save_png
-from tests.benchmarks.results import HEADER, RUN_HEADER, Result, by_harm, confusion, per_run
+from tests.benchmarks.results import (
+    HEADER,
+    RUN_HEADER,
+    Result,
+    by_harm,
+    by_spacing,
+    confusion,
+    per_run,
+)
 
 PAGE = Path(__file__).parents[2] / "agent" / "alarms.md"
 PICTURE = PAGE.parent / "pictures" / "alarms.png"
@@ -36,6 +44,11 @@ the largest gap between the outcomes), **repeating** when greedy outputs there r
 more of their n-grams; it *turned* at the first look (every fourth step) from which on that stays
 so. These runs are small and of one model: they check the sizes, they do not promise them for yours.
 
+The aim: an alarm on every harmed run, none on a healthy one, and a median lead of a fifth of the
+run. With the sizes as shipped every harmed run is alarmed. One healthy run is too: `sppo-squeeze`
+squeezed for a while (held-out chosen had lost 0.22 nats at step 8) and recovered by itself. The
+lead is not reached: the alarm comes at about the look at which held-out answers turn.
+
 ![When each run turned and when its alarm came](pictures/alarms.png)
 
 """
@@ -49,13 +62,25 @@ deep harm by more, and what is only a shallow one then counts as a healthy run t
 
 HARM_SIZES = (0.25, 0.5, 0.7)
 
+SPACING = """## With fewer probes
+
+An alarm needs its streak of probes, so it comes about three spacings after the drift began: at one
+probe every second step of 24, a quarter of the run. The last column is what the alarm says when it
+comes: the step at which the drift began, in shares of the run before held-out answers turned; a
+checkpoint from before that step is the one to go back to. Probing at every step was not recorded.
+
+"""
+
+KEPT = (1, 2)
+
 COMPARISON = """## Against what people watch
 
 For each row below but the first, the threshold was chosen on all *other* configurations (leave one
 configuration out), the one that separates harmed from healthy runs best there, so no row knows the
-run that it judges. All of them need three values running; sequential detectors carry their own
-memory. Lead: median over harmed runs that were alarmed, in shares of the run; positive is before
-the held-out behaviour turned.
+run that it judges. All of them need three values running; the sequential detectors of the last
+three rows carry their own memory (in the agent a streak switches an alarm, and a CUSUM dates the
+step at which its drift began). Lead: median over harmed runs that were alarmed, in shares of the
+run; positive is before the held-out behaviour turned.
 
 """
 
@@ -77,6 +102,11 @@ def page(runs: Sequence[Run], found: Sequence[Result]) -> str:
         table((*HEADER, "median lead"), confusion(found)),
         HARM,
         table(("harm from", *HEADER[1:], "median lead"), by_harm(runs, HARM_SIZES)),
+        SPACING,
+        table(
+            ("probes every", *HEADER[1:], "median lead", "drift began before"),
+            by_spacing(runs, KEPT),
+        ),
     ]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 

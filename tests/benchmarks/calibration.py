@@ -37,9 +37,8 @@ class Run:
 
     @property
     def configuration(self) -> tuple[Any, ...]:
-        """What runs of several seeds and probe spacings have in common."""
-        apart = ("kind", "name", "seed", "every")
-        return tuple(v for k, v in self.config.items() if k not in apart)
+        """What runs of several seeds have in common."""
+        return tuple(v for k, v in self.config.items() if k not in ("kind", "name", "seed"))
 
     @property
     def change(self) -> float:

@@ -5,7 +5,7 @@ sequential detectors. Each says at which step it first fires for a given thresho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -14,7 +14,7 @@ import numpy as np
 from forcegauge.alarms import ALARMS, Alarm, Condition
 from forcegauge.detectors import Detector, Judgement
 from forcegauge.phase import pushes_down
-from forcegauge.sequential import Cusum, Ewma, PageHinkley
+from forcegauge.sequential import Cusum, Ewma, PageHinkley, standardised
 from tests.benchmarks.calibration import Run
 
 STREAK = 3
@@ -58,8 +58,13 @@ class Contender:
 @cache
 def verdict(run: Run, factor: float = 1.0) -> int | None:
     """The step at which the verdict first says that something is wrong."""
+    return next((step for step, _ in sick(run, factor)), None)
+
+
+def sick(run: Run, factor: float = 1.0) -> Iterator[tuple[int, Judgement]]:
+    """The judgements that say so."""
     said = judgements(run, scaled(factor))
-    return next((step for step, judged in said if judged.verdict in SICK), None)
+    return ((step, judged) for step, judged in said if judged.verdict in SICK)
 
 
 def persists(series: Series, threshold: float, streak: int = STREAK) -> int | None:
@@ -132,7 +137,7 @@ def accumulated(make: Callable[[], Cusum | Ewma | PageHinkley]) -> Level:
         detector, before, found = make(), 0, []
         for probe in run.probes[1:]:
             step, value = probe["step"], probe["signals"].get("squeeze_excess_nats", math.nan)
-            z = value / max(probe["noise"].get("squeeze_excess_nats", 0.0), 0.1)
+            z = standardised(value, probe["noise"].get("squeeze_excess_nats", 0.0), floor=0.1)
             if isinstance(detector, Cusum):
                 found.append((step, detector.update(z, step, step - before)))
             else:

@@ -38,15 +38,14 @@ from forcegauge.scorer import Scorer
 RECORDS = Path(__file__).with_name("records")
 DATA = Path(__file__).parents[2] / "agent" / "forcegauge" / "demo"
 PROMPT_TOKENS, RESPONSE_TOKENS = 32, 16
-BATCH, PROBES, HELD_OUT = 4, 8, 8
+BATCH, PROBES, HELD_OUT, EVERY = 4, 8, 8, 2
 WARMUP = 4
 DECODED_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class Finetune:
-    """One run. ``start``: the weights it begins with, ``base``, ``sft`` or ``both``; ``every``:
-    optimizer steps between probes, of which each second one comes with a held-out look."""
+    """One run. ``start``: the weights it begins with, ``base``, ``sft`` or ``both``."""
 
     name: str
     start: str
@@ -57,7 +56,6 @@ class Finetune:
     steps: int = 24
     pairs: int = 32
     noisy: bool = False
-    every: int = 2
 
 
 FINETUNES = (
@@ -262,7 +260,7 @@ def record(run: Finetune, folder: Path) -> list[dict[str, Any]]:
         run=run.name,
         directory=folder,
         phase=run.loss,
-        every=run.every,
+        every=EVERY,
         budget=None,
         loss="sft" if run.loss == "both" else run.loss,
         port=0,
@@ -288,7 +286,7 @@ def record(run: Finetune, folder: Path) -> list[dict[str, Any]]:
             rows.append(
                 {"kind": "step", "step": step, "loss": loss.item(), "grad_norm": norm.item()}
             )
-            if step % (2 * run.every) == 0:
+            if step % (2 * EVERY) == 0:
                 rows.append({"kind": "held_out", "step": step, **held_out.look(model)})
     return rows + probe_rows(folder)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tests.benchmarks.calibration import Run
-from tests.benchmarks.contenders import CONTENDERS, Contender, verdict
+from tests.benchmarks.contenders import CONTENDERS, Contender, sick, verdict
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,26 @@ def by_harm(runs: Sequence[Run], sizes: Sequence[float]) -> list[tuple[str, ...]
     return rows
 
 
+def by_spacing(runs: Sequence[Run], kept: Sequence[int]) -> list[tuple[str, ...]]:
+    """The verdict as shipped with every ``kept``-th probe only, and how long before the turn the
+    drift began that the first alarm names."""
+    rows = []
+    for every in kept:
+        thinned = [run.thinned(every) for run in runs]
+        began = statistics.median(x for x in map(_drift_lead, thinned) if x is not None)
+        found = confusion([shipped(thinned)])[0][1:]
+        rows.append((f"{2 * every} steps", *found, f"{began:+.0%}"))
+    return rows
+
+
+def _drift_lead(run: Run) -> float | None:
+    """Share of the run between the drift's beginning, as the first alarm has it, and the turn."""
+    first = next(sick(run), None)
+    if first is None or run.turn is None:
+        return None
+    return (run.turn - first[1].since_step) / run.length
+
+
 HEADER = ("alarm by", "harmed, alarmed", "harmed, missed", "healthy, alarmed", "healthy, quiet")
 
 
@@ -119,6 +139,7 @@ def per_run(result: Result) -> list[tuple[str, ...]]:
             call.run.name,
             call.run.outcome,
             f"{call.run.change:+.2f}",
+            " to ".join(f"{call.run.held_out[at]['accuracy']:.0%}" for at in (0, -1)),
             f"{call.run.held_out[-1]['repetition']:.0%}",
             "" if call.run.turn is None else f"{call.run.turn} of {call.run.length}",
             "" if call.alarm is None else str(call.alarm),
@@ -132,6 +153,7 @@ RUN_HEADER = (
     "run",
     "outcome",
     "held-out chosen (nats/token)",
+    "held-out accuracy",
     "repeated n-grams",
     "turned at",
     "alarm at",
