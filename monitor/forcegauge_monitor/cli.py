@@ -10,6 +10,7 @@ from forcegauge.errors import InputError
 from forcegauge_monitor.commands.overview import requeue, runs, status
 from forcegauge_monitor.commands.service import beat, serve, token, up, worker
 from forcegauge_monitor.commands.snapshot import snapshot
+from forcegauge_monitor.commands.watch import unwatch, watch
 
 
 class Commands(click.Group):
@@ -30,5 +31,5 @@ def monitor() -> None:
     """A service that knows the runs, and snapshots: which samples push what, does theory hold."""
 
 
-for command in (up, serve, worker, beat, token, status, runs, snapshot, requeue):
+for command in (up, serve, worker, beat, token, status, runs, snapshot, requeue, watch, unwatch):
     monitor.add_command(command)

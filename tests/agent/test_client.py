@@ -132,7 +132,7 @@ def test_each_event_is_told_once_with_an_id_of_its_own(monitor: Monitor) -> None
 
 
 def test_what_is_not_accepted_is_told_again(monitor: Monitor) -> None:
-    answers = [(200, {"accepted": []}), (500, {})]
+    answers: list[Answer] = [(200, {"accepted": []}), (500, {})]
     monitor.answer = lambda path, body: (
         answers.pop() if answers and path.endswith("/heartbeat") and body["events"] else None
     )
@@ -267,9 +267,12 @@ def test_a_monitor_that_never_answers_holds_up_the_end_for_two_seconds_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "CLOSING_SECONDS", 0.2)
-    silent = Monitor()
-    release = threading.Event()
-    silent.answer = lambda path, body: release.wait(30) and None  # type: ignore[func-returns-value]
+    silent, release = Monitor(), threading.Event()
+
+    def wait(path: str, body: object) -> None:
+        release.wait(30)
+
+    silent.answer = wait
     told = joined(silent.url)
     start = time.monotonic()
     told.close("finished")
