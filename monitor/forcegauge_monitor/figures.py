@@ -129,7 +129,8 @@ def number(value: float | None) -> str:
     """Three digits, with a real minus sign; a dash for what is absent."""
     if value is None:
         return "–"
-    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+    digits = f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
+    return digits.replace("-", "\N{MINUS SIGN}")
 
 
 def _scatter(metrics: Mapping[str, Any], folder: Path) -> Card:

@@ -281,6 +281,8 @@ def _previous(name: str | None) -> tuple[str | None, Path | None]:
     """The checkpoint before, and the earlier snapshot's folder, as far as --previous gives them."""
     if name is None:
         return None, None
+    if (Path(name) / "work" / "job.json").is_file():
+        raise InputError("this snapshot is not finished", fix="take it to its end first", file=name)
     if not (Path(name) / METRICS).is_file():
         return name, None
     checkpoint = str(_read_json(Path(name) / METRICS).get("checkpoint", ""))

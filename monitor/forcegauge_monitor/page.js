@@ -20,8 +20,8 @@
 
   function trace(spec) {
     if (spec.type === "heatmap") {
-      return { ...spec, colorscale: scales[spec.meta.scale](), textfont: { color: css("ink") },
-        colorbar: { thickness: 12, outlinewidth: 0, tickfont: { color: css("soft") } } };
+      return { ...spec, colorscale: scales[spec.meta.scale](),
+        showscale: matchMedia("(min-width: 761px)").matches, colorbar: { thickness: 12, outlinewidth: 0, tickfont: { color: css("soft") } } };
     }
     const own = color(spec.meta.role);
     return { ...spec, marker: { ...spec.marker, color: own }, line: { ...spec.line, color: own } };

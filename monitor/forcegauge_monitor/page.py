@@ -21,6 +21,8 @@ from forcegauge.textfiles import write_whole
 from forcegauge_monitor.figures import Spec, figures, number
 
 PAGE_NAME = "snapshot.html"
+HARDLY = 0.1
+"""Share of the largest effect under which an effect is not told by its sign."""
 
 
 def write_page(folder: Path) -> Path:
@@ -72,13 +74,13 @@ def _card(spec: Spec, title: str, reading: str, table: str) -> str:
 
 def _headline(metrics: Mapping[str, Any]) -> str:
     pushes = {name: row["sample"] for name, row in metrics["attribution_nats"].items()}
-    raised = [name for name, value in pushes.items() if value > 0]
-    lowered = [name for name, value in pushes.items() if value < 0]
-    parts = [
-        f"raises {_list(raised)}" if raised else "",
-        f"lowers {_list(lowered)}" if lowered else "",
-    ]
-    said = " and ".join(part for part in parts if part) or "moves nothing"
+    least = HARDLY * max(map(abs, pushes.values()), default=0.0)
+    moved = {
+        "raises": [name for name, value in pushes.items() if value > least],
+        "lowers": [name for name, value in pushes.items() if value < -least],
+        "hardly moves": [name for name, value in pushes.items() if abs(value) <= least],
+    }
+    said = ", ".join(f"{what} {_list(names)}" for what, names in moved.items() if names)
     note = ""
     if metrics["reference"].startswith("none given"):
         note = (
@@ -170,7 +172,7 @@ def _token(text: str, value: float, share: float) -> str:
 
 
 def _facts(metrics: Mapping[str, Any]) -> str:
-    left_out = metrics["left_out"]
+    left_out, control = metrics["left_out"], metrics.get("entk_head_control_ratio")
     facts = {
         "checkpoint": metrics["checkpoint"],
         "loss": f"{metrics['loss']}, beta {metrics['beta']:g}",
@@ -182,7 +184,7 @@ def _facts(metrics: Mapping[str, Any]) -> str:
             if left_out["names"]
             else "nothing: all trained parameters count"
         ),
-        "head control": number(metrics.get("entk_head_control_ratio")),
+        "head control": number(control) if control else "none: the head is tied or not trained",
         "directions": metrics["plan"]["storage"],
         "peak memory": f"{metrics['peak_memory_bytes'] / 2**30:.1f} GiB, "
         f"{metrics['plan']['peak_bytes'] / 2**30:.1f} planned",

@@ -239,6 +239,12 @@ def test_users_mistakes_are_input_errors(
         Job(settings(inputs, **change(inputs)), tmp_path)
 
 
+def test_an_unfinished_snapshot_is_no_earlier_one(inputs: dict[str, str], tmp_path: Path) -> None:
+    Job(settings(inputs), tmp_path / "one").start()
+    with pytest.raises(InputError, match="this snapshot is not finished"):
+        Job(settings(inputs, previous=str(tmp_path / "one")), tmp_path / "two")
+
+
 def test_a_previous_checkpoint_of_another_model_is_refused_before_the_start(
     inputs: dict[str, str], tmp_path: Path
 ) -> None:
