@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -38,10 +38,7 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
 
 _TABLES = ("verdicts", "results", "counts", "stages", "workers", "scores")
 
-READS = {
-    "/sd/targets": [("HVALS", "targets")],
-    "/metrics": [("HGETALL", table) for table in _TABLES],
-}
+READS: dict[str, Sequence[str]] = {"/sd/targets": ("targets",), "/metrics": _TABLES}
 """What each page reads; its floor is one pipeline of just this."""
 
 HOUR_BEATS = 240
@@ -123,8 +120,9 @@ def page(found: Service, path: str, rounds: int) -> Page:
 
     def floor() -> None:
         pipe = client.pipeline()
-        for command, name in READS[path]:
-            pipe.execute_command(command, f"{PREFIX}{name}")
+        read = pipe.hvals if path == "/sd/targets" else pipe.hgetall
+        for table in READS[path]:
+            read(f"{PREFIX}{table}")
         pipe.execute()
 
     size = shown()

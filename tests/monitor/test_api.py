@@ -36,7 +36,12 @@ def test_another_live_record_is_a_conflict(it: Api) -> None:
 def test_a_run_is_shown_with_its_last_verdict_and_events(it: Api) -> None:
     it.register(cluster="c1", model="m")
     told = event("1", text="squeezing is on")
-    facts = {"step": 9, "verdict": "squeezing", "since_step": 4, "evidence": "it falls"}
+    facts: dict[str, Any] = {
+        "step": 9,
+        "verdict": "squeezing",
+        "since_step": 4,
+        "evidence": "it falls",
+    }
     assert it.beat(**facts, events=[told]).json() == {"accepted": ["1"]}
     page = it.client.get(f"{RUNS}/a").json()
     assert {name: page["run"][name] for name in facts} == facts

@@ -27,7 +27,8 @@ def test_no_request_breaks_it_and_every_answer_is_declared(store: Store, tmp_pat
         served(it.client.app) as url,
     ):
         it.register()
-        command = [Path(sys.executable).parent / "schemathesis", "run", f"{url}/openapi.json"]
+        program = str(Path(sys.executable).parent / "schemathesis")
+        command = [program, "run", f"{url}/openapi.json"]
         options = ["--checks", ",".join(CHECKS), "--max-examples", "5", "--seed", "1"]
         found = subprocess.run(
             [*command, *options, "--phases", "examples,coverage,fuzzing", "--no-color"],
