@@ -56,7 +56,7 @@ class Head:
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [rows, vocab] of hidden states [rows, hidden]. The head's hooks are not
         run again: this is called from one of them, when sharded weights are already gathered."""
-        return self._after(self.raw(hidden))
+        return self._after(self.raw(hidden)).float()
 
     def raw(self, hidden: Tensor) -> Tensor:
         """What the head's module makes of hidden states, in the type that it does."""
@@ -70,28 +70,27 @@ class Head:
         where the head is a plain matrix or this process's part of one, else with whole rows."""
         module = self.module
         if (shard := shard_of(module)) is not None:
-            near = self._after(shard.near(hidden, targets))
+            near = self._after(shard.near(hidden, targets)).float()
             return shard.statistics(self._tile(hidden, shard.weight, shard.bias), near, targets)
         if type(module) is not nn.Linear or "forward" in vars(module):
             return in_chunks(lambda part: self.logits(hidden[part]), targets)
         weight, bias = module.weight, module.bias
         near = (hidden * weight[targets]).sum(1)
-        near = self._after(near if bias is None else near + bias[targets])
+        near = self._after(near if bias is None else near + bias[targets]).float()
         return reduce_tiles(self._tile(hidden, weight, bias), near, targets, len(weight))
 
     def _tile(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tile:
         """What makes the logits of some rows and some of the tokens that ``weight`` is of."""
 
-        def tile(rows: slice, tokens: slice, into: Tensor) -> Tensor:
-            z = F.linear(hidden[rows], weight[tokens], None if bias is None else bias[tokens])
-            return self._after(z if z.dtype == torch.float32 else into.copy_(z))
+        def tile(rows: slice, tokens: slice) -> Tensor:
+            part = None if bias is None else bias[tokens]
+            return self._after(F.linear(hidden[rows], weight[tokens], part))
 
         return tile
 
     def _after(self, z: Tensor) -> Tensor:
-        z = z.float()
-        z = z if self.scale == 1.0 else z * self.scale
-        return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
+        z = z if self.scale == 1.0 else z.float() * self.scale
+        return z if self.cap is None else torch.tanh(z.float() / self.cap) * self.cap
 
 
 def head_of(model: nn.Module) -> Head:

@@ -1,7 +1,7 @@
 """The tile's sums in one Triton kernel on CUDA: each logit is read once, in its own number format.
 
 A row's logits are taken in blocks, each of which stays in registers: its `Sums` are merged into the
-row's as `reductions.merge` does, so that no mass, however small, is a difference. It is used once
+row's as `tiles.merge` does, so that no mass, however small, is a difference. It is used once
 it has agreed with the plain reduction on the device; where Triton is missing or fails, the plain
 one goes on.
 """
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forcegauge.reductions import Sums, tile_sums
 from forcegauge.scores import TOP_K
+from forcegauge.tiles import Sums, tile_sums
 
 triton: ModuleType | None
 try:
@@ -36,12 +36,17 @@ _CHECKED = (16, 10_000)  # rows and logits of the check
 
 
 def sums_of(
-    z: Tensor, targets: Tensor, near: Tensor, first: int = 0, spare: Tensor | None = None
+    z: Tensor, targets: Tensor, near: Tensor, first: int = 0, memory: Tensor | None = None
 ) -> Sums:
-    """`reductions.tile_sums` of logits [rows, part] of any float type, by the fastest right way."""
+    """`tiles.tile_sums` of logits [rows, part] of any float type by the fastest right way. With
+    float32 scratch ``memory`` [2, at least as many numbers] the logits may be used up."""
     if z.is_cuda and _agrees(z.device.index or 0, z.dtype):
         return kernel_sums(z, targets, near, first)
-    return tile_sums(z.float(), targets, near, first, spare)
+    if memory is None:
+        return tile_sums(z.to(torch.float32, copy=True), targets, near, first)
+    into, spare = (part[: z.numel()].view(z.shape) for part in memory)
+    plain = z if z.dtype == torch.float32 else into.copy_(z)
+    return tile_sums(plain, targets, near, first, spare)
 
 
 @cache
@@ -99,7 +104,7 @@ def _peak_sums(z: Any, places: Any) -> Any:
 @_jit
 def _merged(top_a: Any, rest_a: Any, squares_a: Any, moment_a: Any, count_a: Any,
             top_b: Any, rest_b: Any, squares_b: Any, moment_b: Any) -> Any:  # fmt: skip
-    """`reductions.merge`; ``count_a`` is 0 while there is no part a, and 1 afterwards."""
+    """`tiles.merge`; ``count_a`` is 0 while there is no part a, and 1 afterwards."""
     high = tl.maximum(tl.maximum(top_a, top_b), -3.4028234663852886e38)
     fall_a, fall_b = tl.maximum(top_a - high, -200.0), tl.maximum(top_b - high, -200.0)
     weight_a, weight_b = tl.exp(fall_a), tl.exp(fall_b)

@@ -7,17 +7,18 @@ logit, and two of them merge into those of both tiles, so that no more than a ti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from forcegauge.kernel import sums_of
 from forcegauge.scores import CANDIDATES, TOP_K
+from forcegauge.tiles import DEPTH, FLOOR, Sums, merge
 
 Statistics = dict[str, Tensor]
 
-Tile = Callable[[slice, slice, Tensor], Tensor]
+Tile = Callable[[slice, slice], Tensor]
 
 ROWS = 1024
 """Rows that are reduced together, a tile at a time."""
@@ -29,91 +30,6 @@ _TILE = {"cpu": 1 << 21}
 _TILE_ELSEWHERE = 1 << 26
 # Logits of a tile: on a CPU they stay in its cache, elsewhere a kernel's launch should pay.
 
-_FLOOR = -200.0  # e^-200 is 0 in float32, and 0 * 200 is 0 where 0 * inf is NaN
-_LOWEST = torch.finfo(torch.float32).min
-_LOG2_E = 1.4426950408889634
-_DEPTH = 64  # logits of a tile whose largest is looked at first
-
-
-class Sums(NamedTuple):
-    """What a part of the vocabulary adds, each of shape [rows], ``top`` [rows, k].
-
-    The target is left out of all but ``target``, its logit, which is -inf where it is in another
-    part. With m the largest other logit, a its token and e_v = exp(z_v - m): ``rest``, ``squares``
-    and ``moment`` are the sums over v != a of e, e^2 and e (m - z); ``top`` are the k largest
-    logits and ``above`` counts those above the target's.
-    """
-
-    top: Tensor
-    rest: Tensor
-    squares: Tensor
-    moment: Tensor
-    above: Tensor
-    target: Tensor
-
-
-def tile_sums(
-    z: Tensor, targets: Tensor, near: Tensor, first: int = 0, spare: Tensor | None = None
-) -> Sums:
-    """Sums of one tile: float32 logits z [rows, part], whose tokens begin at ``first``.
-
-    ``near`` [rows] is the target's logit up to rounding, for the rank; the exact one is taken from
-    its tile. Logits of -inf count as mass 0. The tile is used up, and so is ``spare``, memory of
-    its shape (made where it is not given).
-    """
-    inside = (targets >= first) & (targets < first + z.shape[1])
-    places = (targets - first).clamp(0, z.shape[1] - 1)[:, None]
-    found = z.gather(1, places)
-    z.scatter_(1, places, torch.where(inside[:, None], -torch.inf, found))
-    spare = torch.empty_like(z) if spare is None else spare
-    top, argmax = _largest(z)
-    above = torch.gt(z, near[:, None], out=spare).sum(1)
-    depth = z.sub_(top[:, :1].clamp_min(_LOWEST)).clamp_min_(_FLOOR).mul_(_LOG2_E)
-    # exp2 is several times faster than exp on a CPU, and both are as exact where the mass is.
-    e = torch.exp2(depth, out=spare).scatter_(1, argmax, 0.0)
-    rest = e.sum(1)
-    squares = torch.linalg.vector_norm(e, dim=1) ** 2
-    moment = e.mul_(depth).sum(1) / -_LOG2_E
-    return Sums(top, rest, squares, moment, above, torch.where(inside, found[:, 0], -torch.inf))
-
-
-def _largest(z: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest logits [rows, k] of a tile and the place [rows, 1] of the first of them. Only
-    the k columns of each row with the largest maxima are searched: no other holds one of them."""
-    rows, width = z.shape
-    k, columns = min(TOP_K, width), width // _DEPTH
-    if columns < 2 * k or width % _DEPTH:
-        top, order = z.topk(k, dim=1)
-        return top, order[:, :1]
-    table = z.view(rows, _DEPTH, columns)
-    best = table.amax(1).topk(k, dim=1).indices
-    few = table.gather(2, best[:, None, :].expand(-1, _DEPTH, -1)).flatten(1)
-    top, order = few.topk(k, dim=1)
-    deep, place = order[:, :1] // k, order[:, :1] % k
-    return top, deep * columns + best.gather(1, place)
-
-
-def merge(a: Sums, b: Sums) -> Sums:
-    """Sums of two parts of the vocabulary together; every term is a sum of positive numbers."""
-    high = torch.maximum(a.top[:, 0], b.top[:, 0]).clamp_min(_LOWEST)
-    fall_a, fall_b = ((part.top[:, 0] - high).clamp_min(_FLOOR) for part in (a, b))
-    weight_a, weight_b = fall_a.exp(), fall_b.exp()
-    all_a, all_b = 1 + a.rest, 1 + b.rest
-    ahead = a.top[:, 0] >= b.top[:, 0]
-    both = torch.cat([a.top, b.top], dim=1)
-    return Sums(
-        top=both.topk(min(TOP_K, both.shape[1]), dim=1).values,
-        rest=torch.where(ahead, a.rest + weight_b * all_b, b.rest + weight_a * all_a),
-        squares=torch.where(
-            ahead,
-            a.squares + weight_b**2 * (1 + b.squares),
-            b.squares + weight_a**2 * (1 + a.squares),
-        ),
-        moment=weight_a * (a.moment - fall_a * all_a) + weight_b * (b.moment - fall_b * all_b),
-        above=a.above + b.above,
-        target=torch.maximum(a.target, b.target),
-    )
-
 
 def statistics_of(sums: Sums) -> Statistics:
     """Statistics of each row (design, section 4) from the sums over the whole vocabulary.
@@ -124,7 +40,7 @@ def statistics_of(sums: Sums) -> Statistics:
     best, z_y = sums.top[:, 0], sums.target
     hit = z_y >= best
     high = torch.maximum(best, z_y)
-    fall, gap_y = (best - high).clamp_min(_FLOOR), z_y - high
+    fall, gap_y = (best - high).clamp_min(FLOOR), z_y - high
     weight, e_y = fall.exp(), gap_y.exp()
     b = weight * (1 + sums.rest)
     u = torch.where(hit, b, sums.rest + e_y)
@@ -132,7 +48,7 @@ def statistics_of(sums: Sums) -> Statistics:
     tops = torch.cat([sums.top, z_y[:, None]], dim=1) - high[:, None]
     tops = tops.topk(min(TOP_K, tops.shape[1]), dim=1).values
     tops = F.pad(tops, (0, TOP_K - tops.shape[1]), value=-torch.inf)
-    moment = weight * (sums.moment - fall * (1 + sums.rest)) - e_y * gap_y.clamp_min(_FLOOR)
+    moment = weight * (sums.moment - fall * (1 + sums.rest)) - e_y * gap_y.clamp_min(FLOOR)
     energy, argmax_mass = b / s, 1 / s
     return {
         "logprob": gap_y - log_s,
@@ -157,12 +73,7 @@ def token_statistics(logits: Tensor, targets: Tensor) -> Statistics:
     z_y = logits.gather(1, targets[:, None])[:, 0].float()
     parts = slices(len(targets), max(1, tile_size(logits.device) // logits.shape[1]))
     return joined(
-        [
-            statistics_of(
-                tile_sums(logits[part].to(torch.float32, copy=True), targets[part], z_y[part])
-            )
-            for part in parts
-        ]
+        [statistics_of(sums_of(logits[part], targets[part], z_y[part])) for part in parts]
     )
 
 
@@ -175,8 +86,7 @@ def in_chunks(
 
 
 def reduce_tiles(tile: Tile, near: Tensor, targets: Tensor, vocabulary: int) -> Statistics:
-    """Statistics of rows whose float32 logits ``tile(rows, tokens, into)`` makes piece by piece,
-    in the memory ``into`` where it can."""
+    """Statistics of rows whose logits ``tile(rows, tokens)`` makes piece by piece."""
     return joined(
         [
             statistics_of(sums_of_rows(tile, rows, near[rows], targets[rows], vocabulary))
@@ -189,14 +99,13 @@ def sums_of_rows(tile: Tile, rows: slice, near: Tensor, targets: Tensor, vocabul
     """Sums of these rows over ``vocabulary`` tokens, all of it or one process's part, whose
     logits ``tile`` makes; ``near`` and ``targets`` (places in that part) are those of the rows."""
     count = len(targets)
-    width = max(256, tile_size(near.device) // count // _DEPTH * _DEPTH)
-    memory = torch.empty(2, count * min(width, vocabulary), device=near.device)
+    width = max(256, tile_size(near.device) // count // DEPTH * DEPTH)
+    memory = None
+    if near.device.type == "cpu":
+        memory = torch.empty(2, count * min(width, vocabulary))
     sums: Sums | None = None
     for tokens in slices(vocabulary, width):
-        size = count * (tokens.stop - tokens.start)
-        into, spare = (part[:size].view(count, -1) for part in memory)
-        z = tile(rows, tokens, into)
-        part = tile_sums(z, targets, near, tokens.start, spare)
+        part = sums_of(tile(rows, tokens), targets, near, tokens.start, memory)
         sums = part if sums is None else merge(sums, part)
     assert sums is not None  # a vocabulary has tokens
     return sums

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from forcegauge.reductions import (
     ROWS,
     Statistics,
-    Sums,
     Tile,
     joined,
-    merge,
     slices,
     statistics_of,
     sums_of_rows,
 )
 from forcegauge.scores import TOP_K
+from forcegauge.tiles import Sums, merge
 
 
 @dataclass(frozen=True)

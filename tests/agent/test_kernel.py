@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from forcegauge import kernel
-from forcegauge.reductions import Sums, merge, statistics_of, tile_sums
+from forcegauge.reductions import statistics_of
+from forcegauge.tiles import Sums, merge, tile_sums
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
