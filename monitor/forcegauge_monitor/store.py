@@ -282,9 +282,8 @@ class Store:
 
     def dead(self) -> list[Snapshot]:
         """Failed snapshots, the oldest first."""
-        return self._snapshots(
-            [_pair(each, "/") for each in self._redis.zrange(f"{PREFIX}dead", 0, -1)]
-        )
+        members = self._redis.zrange(f"{PREFIX}dead", 0, -1)
+        return self._snapshots([_pair(each, "/") for each in members])
 
     def _snapshots(self, members: Sequence[tuple[str, str]]) -> list[Snapshot]:
         pipe = self._redis.pipeline(transaction=False)

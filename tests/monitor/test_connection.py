@@ -9,7 +9,7 @@ import pytest
 from forcegauge.errors import InputError
 from forcegauge_monitor.connection import connect
 from forcegauge_monitor.store import Store, Unavailable
-from tests.monitor.storing import RUN
+from tests.monitor.storing import RUN, snapshot
 from tests.servers import free_port, redis_server, require, server
 
 
@@ -81,3 +81,17 @@ def test_a_redis_that_is_away_is_told_at_once() -> None:
     with pytest.raises(Unavailable):
         Store(f"redis://127.0.0.1:{free_port()}").runs()
     assert time.monotonic() - begin < 3
+
+
+def test_redis_is_found_again_with_all_that_was_told(tmp_path: Path) -> None:
+    kept = ("--appendonly", "yes", "--appendfsync", "always")
+    with redis_server(tmp_path, *kept) as url:
+        store = Store(url)
+        store.register(RUN)
+        store.ask(snapshot("one"))
+    with pytest.raises(Unavailable):
+        store.runs()
+    with redis_server(tmp_path, *kept):
+        assert store.register(RUN) == "same"
+        assert [each.id for each in store.unattended()] == ["one"]
+        assert store.begin("a", "one", "worker")
