@@ -12,6 +12,9 @@ from redis.sentinel import Sentinel
 
 from forcegauge.errors import InputError
 
+AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError)
+"""What is raised while Redis is down, loads its data or changes its master."""
+
 
 def connect(url: str) -> redis.Redis:
     """A client of the Redis at a URL, which connects when it is first used.

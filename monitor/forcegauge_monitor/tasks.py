@@ -23,12 +23,13 @@ from forcegauge.errors import InputError, RunError
 from forcegauge.textfiles import first_line
 from forcegauge_monitor import steps, storage
 from forcegauge_monitor.broker import END, PIECE, make_app, send, submit
+from forcegauge_monitor.connection import AWAY
 from forcegauge_monitor.entk.samples import Loss
 from forcegauge_monitor.heart import CancelledError, Heart, StoppedError
 from forcegauge_monitor.job import Settings as Asked
 from forcegauge_monitor.records import Snapshot, allowed
 from forcegauge_monitor.settings import Settings
-from forcegauge_monitor.store import Store, Unavailable, open_store
+from forcegauge_monitor.store import Store, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,11 @@ class SnapshotTask(Task):  # type: ignore[misc]
 
     crew: Crew
 
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Refuse what no part of the monitor has sent."""
+        if kwargs or not all(isinstance(each, str | bool) for each in args):
+            raise InputError(f"{self.name} understands no such message")
+
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """The retries are used up, or none would help."""
         if len(args) >= 2:
@@ -98,7 +104,7 @@ def add_tasks(app: Celery, crew: Crew) -> None:
             name=f"forcegauge.{work.__name__}",
             base=SnapshotTask,
             autoretry_for=(Exception,),
-            dont_autoretry_for=(InputError, Reject),
+            dont_autoretry_for=(InputError, Reject, TypeError),
             max_retries=RETRIES,
             retry_backoff=2,
             retry_jitter=True,
@@ -119,7 +125,7 @@ class Crew:
     def start(self, run: str, key: str, again: bool = False) -> None:
         """Begin a snapshot, or go on where nobody does; only one of a run runs at a time."""
         begun = self._patiently(lambda: self.store.begin(run, key, self.name))
-        if begun or current_task.request.retries:
+        if begun or (current_task and current_task.request.retries):
             self._on(run, key, lambda now, folder: self._start(now, folder, again))
 
     def piece(self, run: str, key: str, name: str) -> None:
@@ -225,7 +231,7 @@ class Crew:
         for pause in PAUSES:
             try:
                 return call()
-            except Unavailable:
+            except AWAY:
                 time.sleep(pause)
         return call()
 
