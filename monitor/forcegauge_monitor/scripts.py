@@ -8,7 +8,7 @@ PREFIX = "forcegauge:1:"
 KEPT_EVENTS = 200
 """Events that are kept of a run."""
 
-KEPT_EVENT_IDS = 5000
+KEPT_EVENT_IDS = 2000
 """Ids of events that are known to be told already; a client keeps fewer untold."""
 
 _COMMON = f"""
