@@ -108,15 +108,7 @@ def test_a_snapshot_that_fails_is_one_line(running: Fleet) -> None:
 def test_what_the_monitor_refuses_is_told_as_it_says_it(running: Fleet) -> None:
     elsewhere = ("--run", "lively", "--checkpoint", "/etc/checkpoint-1")
     with pytest.raises(InputError, match="lies under no allowed root"):
-        call(
-            "snapshot",
-            "--server",
-            running.url,
-            "--run",
-            "lively",
-            "--checkpoint",
-            "/etc/checkpoint-1",
-        )
+        call("snapshot", "--server", running.url, *elsewhere)
     with pytest.raises(InputError, match="No run nobody is known"):
         call("snapshot", "--server", running.url, "--run", "nobody", "--checkpoint", "/c-1")
 
@@ -145,7 +137,7 @@ def test_only_what_failed_can_be_queued_again(
 
 
 def test_a_token_goes_to_the_client_and_its_hash_to_the_monitor() -> None:
-    words = call("token", "--role", "read").output.split()
+    words = call("token", "read").output.split()
     [token] = [word for word in words if word.startswith("fg_")]
     [line] = [word for word in words if word.startswith("read:")]
     assert token not in line

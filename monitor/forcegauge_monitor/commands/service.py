@@ -141,10 +141,12 @@ def _asked_to_end() -> threading.Event:
 
 
 @click.command()
-@click.option("--role", type=click.Choice(["read", "write"]), default="write", show_default=True)
+@click.argument("role", type=click.Choice(["read", "write"]), default="write")
 def token(role: Literal["read", "write"]) -> None:
-    """Make a token, and the line that allows it: the token is for the client, the line for the
-    file that the setting tokens_file names."""
+    """Make a token, and the line that allows it.
+
+    The token is for the client, the line for the file that the setting tokens_file names.
+    """
     from forcegauge_monitor.auth import new_token
 
     made, line = new_token(role)
