@@ -34,7 +34,7 @@
       height: figure.height, autosize: true, margin: { l: 60, r: 12, t: 12, b: 44 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "inherit", size: 12, color: css("soft") },
-      legend: { orientation: "h", y: -0.2 }, hovermode: "closest",
+      legend: { orientation: "h", y: -0.3 }, hovermode: "closest",
       hoverlabel: { bgcolor: css("page"), bordercolor: css("line"), font: { color: css("ink") } },
       xaxis: { ...axis, ...figure.x, showgrid: !heat },
       yaxis: { ...axis, ...figure.y, showgrid: !heat },
