@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor
 from forcegauge.scores import TOP_K
 from forcegauge.tiles import Sums, tile_sums
 
-triton: ModuleType | None
 try:
     import triton
     import triton.language as tl

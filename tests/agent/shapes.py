@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -17,7 +16,7 @@ Shape = Sequence[tuple[int, Sequence[int]]]
 
 EVERY_WAY: tuple[Way, ...] = ("shared", "cached", "padded", "single")
 
-few: Any = settings(
+few = settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 """Few examples, since each runs a model, which a fixture made once."""
