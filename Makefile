@@ -7,11 +7,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A pinned torch first: a looser requirement may pull builds for accelerators that are not there.
 TORCH ?= torch==2.13.0
-PACKAGES := prometheus chromium
-PROGRAMS := prometheus promtool chromium
+PACKAGES := prometheus redis-server chromium
+PROGRAMS := prometheus promtool redis-server chromium
 APT := apt-get -o Dpkg::Use-Pty=0 -qq
 
-.PHONY: chaos bench-alarms demo demo-healthy test lint fmt unit system bench-entk bench-scoring clean
+.PHONY: chaos bench-scaling bench-alarms demo demo-healthy test lint fmt unit system bench-entk bench-scoring clean
 
 demo: $(VENV)/ready
 	$(BIN)/forcegauge demo
@@ -47,14 +47,22 @@ bench-scoring: $(VENV)/ready
 	$(BIN)/pip install -q -e '.[bench]'
 	$(BIN)/python -m tests.benchmarks.scoring --results build/scoring.jsonl --page agent
 
+# The monitor under load, beside its floor: 10,000 runs, heartbeats, an hour of them.
+bench-monitor: system
+	$(BIN)/python -m tests.benchmarks.monitor
+
 # Replays the alarms on recorded finetunes and writes agent/alarms.md: seconds.
 bench-alarms: $(VENV)/ready
 	$(BIN)/python -m tests.benchmarks.alarms
 
 # Kills Redis, API, worker and beat at random while snapshots are made: half an hour, two cores.
 ROUNDS ?= 30
-chaos: $(VENV)/ready
+chaos: system
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.monitor.chaos --rounds $(ROUNDS)
+
+# One snapshot with one worker and with two: minutes, two quiet cores.
+bench-scaling: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.monitor_scaling
 
 # Servers and a browser for the tests, where they are missing and we may install them.
 system: $(VENV)/ready
