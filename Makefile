@@ -11,7 +11,8 @@ PACKAGES := prometheus redis-server chromium
 PROGRAMS := prometheus promtool redis-server chromium
 APT := apt-get -o Dpkg::Use-Pty=0 -qq
 
-.PHONY: chaos bench-scaling bench-alarms demo demo-healthy test lint fmt unit system bench-entk bench-scoring clean
+.PHONY: demo demo-healthy test unit lint fmt system clean \
+  chaos bench-alarms bench-entk bench-monitor bench-scaling bench-scoring
 
 demo: $(VENV)/ready
 	$(BIN)/forcegauge demo
