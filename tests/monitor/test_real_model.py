@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from forcegauge.demo.trainers import PAIRS, Recipe, demo_probes
 from forcegauge.encoding import TokenSequence, encode_probes
 from forcegauge.loading import load_model, load_tokenizer
+from forcegauge_monitor.entk.adam import from_state
 from forcegauge_monitor.entk.attribution import attribute, direction
 from forcegauge_monitor.entk.kernel import bilinear, pooled_norm
 from forcegauge_monitor.entk.rows import all_logprobs, make_batches
@@ -28,7 +30,8 @@ pytestmark = pytest.mark.slow
 PAIRS_TRAINED = 2
 REFERENCE_SHIFT = 3.0
 """How far the reference's log-probs of chosen answers are from the policy's, nats a sequence."""
-SGD_RATES = {"sft": (1e-3, 5e-4, 2.5e-4), "dpo": (1e-3, 5e-4, 2.5e-4)}
+SGD_RATES = (1e-3, 5e-4, 2.5e-4)
+ADAM_RATES = (8e-6, 4e-6, 2e-6)
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +49,10 @@ class Real:
     probes: list[TokenSequence]
     types: tuple[str, ...]
     start: dict[str, Tensor]
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights as they are."""
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
     def restore(self) -> None:
         """Put the weights back."""
@@ -65,13 +72,13 @@ class Real:
 
 
 @pytest.fixture(scope="module")
-def real(smollm2: Path) -> Iterator[Real]:
+def real(smollm2: Path) -> Real:
     model, tokenizer = load_model(str(smollm2)), load_tokenizer(str(smollm2))
     probe_set = demo_probes(Recipe(probes=2))
-    start = {name: p.detach().clone() for name, p in model.named_parameters()}
     found = encode_probes(probe_set, tokenizer)
-    yield Real(model.requires_grad_(), tokenizer, found, probe_set.types, start)
-    del model, start
+    made = Real(model.requires_grad_(), tokenizer, found, probe_set.types, {})
+    made.start = made.weights()
+    return made
 
 
 def samples_of(real: Real, loss: str) -> Samples:
@@ -116,27 +123,11 @@ def effect(
     return float(found.sum())
 
 
-def errors(
-    real: Real,
-    observed: str,
-    unit: float,
-    rates: Sequence[float],
-    kind: type[torch.optim.SGD | torch.optim.Adam],
-) -> list[float]:
-    """|actual / predicted - 1| of one optimizer step at each rate."""
-    before, found = real.score(observed), []
-    for rate in rates:
-        kind(real.model.parameters(), lr=rate).step()
-        found.append(abs((real.score(observed) - before) / (rate * unit) - 1))
-        real.restore()
-    return found
-
-
-def assert_falls_in_proportion(found: Sequence[float]) -> None:
+def assert_falls_in_proportion(errors: Sequence[float]) -> None:
     """Each rate is half of the one before."""
-    assert found[-1] < 0.1, found
-    for larger, smaller in pairwise(found):
-        assert 1.5 < larger / smaller < 2.7, found
+    assert errors[-1] < 0.1, errors
+    for larger, smaller in pairwise(errors):
+        assert 1.5 < larger / smaller < 2.7, errors
 
 
 @pytest.mark.parametrize("loss", ["sft", "dpo"])
@@ -145,39 +136,108 @@ def test_the_error_of_predicting_an_sgd_step_falls_in_proportion_to_its_rate(
 ) -> None:
     samples, weights = backward(real, loss)
     unit = effect(real, "chosen", samples, weights, {})
-    assert_falls_in_proportion(errors(real, "chosen", unit, SGD_RATES[loss], torch.optim.SGD))
+    before, errors = real.score("chosen"), []
+    for rate in SGD_RATES:
+        torch.optim.SGD(real.model.parameters(), lr=rate).step()
+        errors.append(abs((real.score("chosen") - before) / (rate * unit) - 1))
+        real.restore()
+    assert_falls_in_proportion(errors)
 
 
-def kernel(
-    real: Real, probes: Sequence[TokenSequence], observed: Sequence[str], **more: Any
-) -> Tensor:
-    """Norms of the kernel between observed types and chosen, over the first two probes."""
-    values, sizes = [], []
-    for probe in range(2):
-        here = {real.types[item.type]: item for item in probes if item.probe == probe}
-        rows = [(f"{probe}/{name}", here[name]) for name in observed]
-        column = [(f"{probe}/chosen", here["chosen"])]
-        parts = bilinear(real.model, list(real.start), rows, column, **more)
-        values.append(sum(parts.values(), torch.zeros(())))
-        pairs = [len(item.response) * len(here["chosen"].response) for _, item in rows]
-        sizes.append(torch.tensor(pairs).sqrt().unsqueeze(1))
-    return pooled_norm(torch.stack(values), torch.stack(sizes))[0][:, 0]
+@pytest.fixture
+def trained(real: Real) -> Iterator[dict[str, Any]]:
+    """An AdamW's state after a few steps; the model stands where they led."""
+    optimizer = torch.optim.AdamW(real.model.parameters(), lr=1e-5, weight_decay=0.0)
+    for loss in ("dpo", "sft", "dpo"):
+        backward(real, loss)
+        optimizer.step()
+    first, real.start = real.start, real.weights()
+    yield optimizer.state_dict()
+    real.start = first
+    real.restore()
+
+
+def adam_step(real: Real, state: dict[str, Any], rate: float, *, momentum: bool = True) -> Any:
+    """Take an AdamW step from a saved state and give the state after it."""
+    optimizer = torch.optim.AdamW(real.model.parameters())
+    optimizer.load_state_dict(copy.deepcopy(state))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    for each in optimizer.state.values():
+        each["exp_avg"] *= momentum
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def added(real: Real, state: dict[str, Any], rate: float) -> float:
+    """What the batch adds to an AdamW step's change of chosen: the change by the whole step, less
+    that by the part which the moments of earlier steps alone would have made."""
+    adam_step(real, state, rate, momentum=False)
+    own = {name: after - real.start[name] for name, after in real.weights().items()}
+    real.restore()
+    adam_step(real, state, rate)
+    whole = real.score("chosen")
+    with torch.no_grad():
+        for name, parameter in real.model.named_parameters():
+            parameter.sub_(own[name])
+    rest = real.score("chosen")
+    real.restore()
+    return whole - rest
+
+
+@pytest.mark.parametrize("loss", ["sft", "dpo"])
+def test_the_error_of_predicting_what_a_batch_adds_to_an_adamw_step_falls_so_too(
+    real: Real, trained: dict[str, Any], loss: str
+) -> None:
+    samples, weights = backward(real, loss)
+    scale = from_state(adam_step(real, trained, 0.0), real.model)
+    unit = effect(real, "chosen", samples, weights, scale)
+    errors = [abs(added(real, trained, rate) / (rate * unit) - 1) for rate in ADAM_RATES]
+    assert_falls_in_proportion(errors)
+
+
+def values(
+    real: Real, probes: Sequence[TokenSequence], probe: int, observed: Sequence[str], **more: Any
+) -> tuple[Tensor, Tensor]:
+    """Bilinear values [observed, 1, seeds, seeds] of a probe's types against its chosen answer,
+    and the roots of the numbers of pairs of tokens [observed, 1]."""
+    here = {real.types[item.type]: item for item in probes if item.probe == probe}
+    rows = [(f"{probe}/{name}", here[name]) for name in observed]
+    column = [(f"{probe}/chosen", here["chosen"])]
+    parts = bilinear(real.model, list(real.start), rows, column, **more)
+    pairs = [[len(here[name].response) * len(here["chosen"].response)] for name in observed]
+    return sum(parts.values(), torch.zeros(())), torch.tensor(pairs).sqrt()
+
+
+def norms(found: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Norms of the kernel over probes, [observed]."""
+    kernels, scales = zip(*found, strict=True)
+    return pooled_norm(torch.stack(kernels), torch.stack(scales))[0][:, 0]
 
 
 def test_a_rephrase_is_closer_to_the_chosen_answer_than_its_shuffled_words(real: Real) -> None:
-    """In the Fisher-weighted kernel, the one that acts on what the model says."""
+    """In the Fisher-weighted kernel, the one that acts on what the model says.
+
+    Two probes show that the seeds agree with themselves, not that the paper's observation is
+    general: over 14 probes the ratio is 1.25, 1.4 standard errors from equal.
+    """
     probes = encode_probes(demo_probes(Recipe(probes=4)), real.tokenizer)
-    norm = kernel(real, probes, ("chosen_rephrase", "shuffled"), kind="fisher", seeds=4)
-    assert norm[0] > 1.1 * norm[1]
+    types = ("chosen_rephrase", "shuffled")
+    near, far = norms([values(real, probes, n, types, kind="fisher", seeds=4) for n in range(2)])
+    assert near > 1.1 * far
 
 
 def test_the_ranking_of_response_types_is_stable_between_near_checkpoints(real: Real) -> None:
     types = ("chosen", "chosen_rephrase", "rejected", "other_prompt", "shuffled", "random_words")
-    first = kernel(real, real.probes, types, seeds=3)
+
+    def ranked() -> Tensor:
+        return norms([values(real, real.probes, probe, types, seeds=3) for probe in range(2)])
+
+    first = ranked()
     backward(real, "dpo")
     torch.optim.AdamW(real.model.parameters(), lr=1e-5).step()
     real.model.zero_grad()
-    second = kernel(real, real.probes, types, seeds=3)
+    second = ranked()
     real.restore()
     assert not torch.equal(first, second)
     stability = rank_stability(second, first)
