@@ -78,11 +78,11 @@ def transport(url: str) -> tuple[str, dict[str, Any]]:
     return url, {}
 
 
-def send(app: Celery, snapshot: Snapshot, *, again: bool = False) -> None:
-    """Have a worker begin a snapshot, or go on with it; `again` also sends pieces sent before."""
+def send(app: Celery, snapshot: Snapshot) -> None:
+    """Have a worker begin a snapshot, or go on with one that nobody works on."""
     app.send_task(
         "forcegauge.start",
-        (snapshot.run, snapshot.id, again),
+        (snapshot.run, snapshot.id),
         queue=snapshot.queue,
         priority=BEGIN,
         retry=False,

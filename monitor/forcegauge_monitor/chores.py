@@ -54,7 +54,7 @@ def add_chores(app: Celery, settings: Settings, store: Store) -> None:
     def sweep() -> None:
         for snapshot in unattended(app, store):
             logger.info("%s/%s is sent again: nobody is at it", snapshot.run, snapshot.id)
-            send(app, snapshot, again=True)
+            send(app, snapshot)
 
     def watch() -> None:
         for each in store.watches():

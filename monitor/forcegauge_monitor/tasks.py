@@ -83,7 +83,7 @@ class SnapshotTask(Task):  # type: ignore[misc]
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Refuse what no part of the monitor has sent."""
-        if kwargs or not all(isinstance(each, str | bool) for each in args):
+        if kwargs or not all(isinstance(each, str) for each in args):
             raise InputError(f"{self.name} understands no such message")
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
@@ -122,11 +122,11 @@ class Crew:
         self.settings, self.store, self.app = settings, store, app
         self.heart, self.name = heart, name
 
-    def start(self, run: str, key: str, again: bool = False) -> None:
+    def start(self, run: str, key: str) -> None:
         """Begin a snapshot, or go on where nobody does; only one of a run runs at a time."""
         begun = self._patiently(lambda: self.store.begin(run, key, self.name))
         if begun or (current_task and current_task.request.retries):
-            self._on(run, key, lambda now, folder: self._start(now, folder, again))
+            self._on(run, key, self._start)
 
     def piece(self, run: str, key: str, name: str) -> None:
         """Do one piece, and send the next stage's where it was the last one."""
@@ -172,10 +172,11 @@ class Crew:
         done, total = steps.progress(folder)
         return self.store.progress(snapshot.run, snapshot.id, done, total) == "go"
 
-    def _start(self, snapshot: Snapshot, folder: Path, again: bool) -> None:
+    def _start(self, snapshot: Snapshot, folder: Path) -> None:
         if not steps.planned(folder):
             steps.start(self._asked(snapshot), folder)
-        self._send_following(snapshot, folder, again)
+        # nobody works on it, so that what was told before is told to nobody
+        self._send_following(snapshot, folder, again=True)
 
     def _piece(self, snapshot: Snapshot, folder: Path, name: str) -> None:
         if not steps.done(folder, name):

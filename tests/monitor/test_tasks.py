@@ -176,9 +176,22 @@ def test_what_a_dead_worker_began_is_found_and_goes_on(bench: Bench) -> None:
     assert lost
     assert not unattended(bench.app, bench.store), "the lease still runs"
     wait_for(lambda: unattended(bench.app, bench.store), 5)
-    bench.crew.start("a", "one", again=True)
+    bench.crew.start("a", "one")
     bench.work()
     assert bench.state().state == "done"
+
+
+def test_a_failed_snapshot_that_is_queued_again_goes_on_at_once(bench: Bench) -> None:
+    bench.ask()
+    bench.crew.start("a", "one")
+    bench.messages()
+    bench.crew.failed("a", "one", RunError("the disk is full."))
+    assert bench.state().reason == "the disk is full"
+    again = bench.store.requeue("a", "one")
+    assert again is not None
+    send(bench.app, again)
+    bench.work()
+    assert (bench.state().state, bench.state().reason) == ("done", "")
 
 
 def test_while_messages_wait_nothing_is_sent_again(bench: Bench) -> None:
