@@ -63,7 +63,7 @@ def ask_for_checkpoints(
     events: Iterable[Event],
 ) -> None:
     """Ask for a snapshot of the announced checkpoints that are `snapshot_every` steps apart."""
-    saved = [each for each in events if each.kind == "checkpoint"]
+    saved = [each for each in events if each.kind == "checkpoint" and each.path]
     if not (saved and settings.snapshot_every):
         return
     last = max((each.step for each in store.snapshots(run.run)), default=None)
@@ -73,7 +73,7 @@ def ask_for_checkpoints(
         try:
             body = SnapshotBody(checkpoint=event.path, step=event.step)
             ask(store, submit, snapshot_of(settings, run, body))
-        except (InputError, ValueError) as error:
+        except InputError as error:
             logger.warning("%s: no snapshot of step %d: %s", run.run, event.step, error)
         else:
             last = event.step
