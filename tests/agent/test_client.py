@@ -441,27 +441,32 @@ def test_training_is_the_same_to_the_bit_with_a_monitor_that_is_not_there(tmp_pa
     assert away.equal(trained("", tmp_path / "none"))
 
 
-TERMINATED = """
+LEFT_ALONE = """
 import sys, time
 from pathlib import Path
 from tests import tiny
 from tests.agent.test_client import watched
 watched(Path(sys.argv[1]), sys.argv[2]).step(tiny.llama(), 0)
 print("probed", flush=True)
-time.sleep(60)
+{after}
 """
 
 
-def test_a_terminated_run_is_told_to_have_ended_by_a_signal(
-    monitor: Monitor, tmp_path: Path
+@pytest.mark.parametrize(
+    ("after", "reason"), [("time.sleep(60)", "signal"), ("sys.exit()", "stopped")]
+)
+def test_the_end_of_a_process_is_told(
+    monitor: Monitor, tmp_path: Path, after: str, reason: str
 ) -> None:
-    command = [sys.executable, "-c", TERMINATED, str(tmp_path), monitor.url]
+    program = LEFT_ALONE.format(after=after)
+    command = [sys.executable, "-c", program, str(tmp_path), monitor.url]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "probed\n"
-        process.terminate()
+        if reason == "signal":
+            process.terminate()
         process.communicate(timeout=60)
     finally:
         process.kill()
-    assert [body["reason"] for body in monitor.bodies("/end")] == ["signal"]
+    assert [body["reason"] for body in monitor.bodies("/end")] == [reason]
