@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from forcegauge.errors import InputError
 from forcegauge.textfiles import first_line
@@ -46,7 +46,7 @@ def load_dcp(model: nn.Module, folder: Path) -> None:
         wanted = _stored_names(dict(model.state_dict()), stored, folder)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is ", UserWarning)
-            dcp.load(wanted, storage_reader=reader, no_dist=True)
+            load(wanted, storage_reader=reader, no_dist=True)
     except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise InputError(f"cannot be read ({first_line(error)})", file=folder) from None
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 from prometheus_client import generate_latest
 from torch import nn
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from transformers import PreTrainedModel
 
 from forcegauge.errors import InputError
@@ -207,7 +207,7 @@ def dcp_shards(model: PreTrainedModel, folder: Path) -> Path:
     path = folder / "checkpoint-1" / "pytorch_model_fsdp_0"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        dcp.save({"model": model.state_dict()}, checkpoint_id=path, no_dist=True)
+        save_shards({"model": model.state_dict()}, checkpoint_id=path, no_dist=True)
     (folder / "checkpoint-1" / "scheduler.pt").write_bytes(b"")
     (folder / "checkpoint-1" / "trainer_state.json").write_text("{}")
     return folder / "checkpoint-1"
@@ -314,7 +314,7 @@ def test_a_checkpoint_whose_files_still_change_is_left_alone(
     for step in (1, 2):
         save(moved(step), tmp_path / f"checkpoint-{step}")
     growing = tmp_path / "checkpoint-2" / "optimizer.pt.tmp"
-    monkeypatch.setattr(arrivals.time, "sleep", lambda seconds: growing.write_bytes(b"more"))
+    monkeypatch.setattr("time.sleep", lambda seconds: growing.write_bytes(b"more"))
     assert [step for step, _ in settled(checkpoints_in(tmp_path))] == [1]
 
 
@@ -322,9 +322,7 @@ def test_a_checkpoint_that_is_deleted_between_two_looks_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(moved(1), tmp_path / "checkpoint-1")
-    monkeypatch.setattr(
-        arrivals.time, "sleep", lambda seconds: shutil.rmtree(tmp_path / "checkpoint-1")
-    )
+    monkeypatch.setattr("time.sleep", lambda seconds: shutil.rmtree(tmp_path / "checkpoint-1"))
     assert settled(checkpoints_in(tmp_path)) == []
 
 
