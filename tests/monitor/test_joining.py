@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import pytest
 
@@ -18,7 +17,7 @@ from forcegauge_monitor.records import Snapshot
 from forcegauge_monitor.settings import Settings
 from forcegauge_monitor.store import Store
 from tests import tiny
-from tests.servers import fetch, served, wait_for
+from tests.servers import fetch, redis_server, served, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +46,6 @@ def gauge(folder: Path, url: str, **options: Any) -> ForceGauge:
     return ForceGauge(
         tiny.probe_set(2), tiny.tokenizer(), directory=folder, monitor=url, **settings
     )
-
-
-def told(url: str, path: str, token: str) -> Any:
-    request = Request(f"{url}/api/v1{path}", headers={"Authorization": f"Bearer {token}"})
-    with urlopen(request) as page:
-        return json.load(page)
 
 
 def test_a_watched_training_is_known_discovered_and_ended(
@@ -84,6 +77,30 @@ def test_a_watched_training_is_known_discovered_and_ended(
     assert (asked[0].checkpoint, asked[0].step) == (str(tmp_path / "checkpoint-2"), 2)
     assert (asked[0].probes, asked[0].loss) == (str(tmp_path / "probes.jsonl"), "sigmoid")
     assert json.loads(fetch(f"{monitor}/sd/targets")[1]) == []
+
+
+def test_while_redis_is_away_the_training_goes_on_and_what_happened_is_told_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    store = Store(f"unix://{folder}/redis.sock?db=0")
+    with served(create_app(Settings(), store, lambda snapshot: None)) as url:
+        with redis_server(folder):
+            watched = gauge(tmp_path, url)
+            watched.step(tiny.llama(), 0)
+            wait_for(lambda: store.events("tiny"))
+        for step in range(1, 3):
+            watched.step(tiny.llama(), step, loss=float("inf"))
+        wait_for(lambda: "HTTP 503" in caplog.text)
+        # it comes back empty: the run registers anew
+        with redis_server(folder):
+            wait_for(lambda: "alarm" in {event.kind for event in store.events("tiny")})
+            watched.close()
+            run = store.run("tiny")
+    store.close()
+    assert run is not None
+    assert (run.verdict, run.state) == ("diverging", "ended")
 
 
 def test_a_second_phase_makes_the_ended_run_live_again(
