@@ -144,15 +144,13 @@ class PairMeter:
         self.way = choice.way
 
     @torch.no_grad()
-    def measure(self, pairs: Sequence[TokenPair]) -> list[PairValues]:
-        """Values of each pair; the hidden states of all of them are held at once."""
+    def measure(self, pairs: Sequence[TokenPair]) -> Iterator[PairValues]:
+        """Values of each pair, one by one; the hidden states of all of them are held at once."""
         sequences = _sequences(pairs)
         hidden = self._hidden(sequences)
         starts = offsets(sequences)[:-1:2].tolist()
-        return [
-            _values(pair, self.head, hidden[start : start + len(pair) - len(pair.prompt)])
-            for pair, start in zip(pairs, starts, strict=True)
-        ]
+        for pair, start in zip(pairs, starts, strict=True):
+            yield _values(pair, self.head, hidden[start : start + len(pair) - len(pair.prompt)])
 
     def _hidden(self, sequences: Sequence[TokenSequence]) -> Tensor:
         """Hidden states that predict the response tokens, [tokens, hidden], in flat order."""

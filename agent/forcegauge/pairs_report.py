@@ -64,6 +64,7 @@ _PAGE = Template("""<!doctype html>
 .histogram line { stroke: var(--soft); }
 .histogram .one { stroke: var(--alarm); stroke-dasharray: 5 4; }
 .histogram text { fill: var(--soft); font-size: 13px; }
+@media (max-width: 600px) { .histogram text { font-size: 26px; } }
 </style>
 </head>
 <body>
@@ -84,8 +85,9 @@ def summary(ranking: Ranking) -> str:
         return "No pair has a finite entanglement: does the model give finite logits?"
     share = f"{ranking.displacing} of {known} pairs ({ranking.displacing / known:.1%})"
     return (
-        f"Entanglement is above 1 in {share}, its median is {ranking.median:.2f}: above 1 a step "
-        "of DPO lowers chosen while the margin grows, as far as the head tells."
+        f"Entanglement is above 1 in {share}, its median is {ranking.median:.2f}: above 1 the "
+        "first step of DPO lowers chosen while the margin grows, as far as the head tells. Under 1 "
+        "is no promise: later steps and the other layers count too."
     )
 
 
@@ -133,7 +135,7 @@ def ranking_page(
     body = (
         _headline(ranking, notes),
         _histogram(ranking.entanglements),
-        _section("Most entangled: chosen is likeliest to fall", ranking.top, texts),
+        _section("Most entangled: of these, chosen is likeliest to fall", ranking.top, texts),
         _section("Least entangled", ranking.bottom, texts),
         _meanings(),
     )
@@ -180,8 +182,8 @@ def _histogram(values: npt.NDArray[np.float64]) -> str:
     return (
         '<section class="card"><h2>Entanglement of the pairs</h2><p class="reading">Number of '
         "pairs by ρ⁺; the outermost hundredths are in the first and the last bar. Right of the "
-        "dashed line chosen falls although the margin grows.</p>"
-        f'<svg class="histogram" viewBox="0 -4 {WIDTH:g} {HEIGHT + 26:g}" role="img" '
+        "dashed line the first step lowers chosen although the margin grows.</p>"
+        f'<svg class="histogram" viewBox="0 -4 {WIDTH:g} {HEIGHT + 36:g}" role="img" '
         f'aria-label="Histogram of entanglement">{bars}<line x1="0" x2="{WIDTH:g}" '
         f'y1="{HEIGHT:g}" y2="{HEIGHT:g}"/><line class="one" x1="{one:.1f}" x2="{one:.1f}" y1="0" '
         f'y2="{HEIGHT:g}"/>{_labels(low, high, one)}</svg></section>'
@@ -199,9 +201,9 @@ def _bar(place: int, share: float, over: bool, count: int) -> str:
 
 def _labels(low: float, high: float, one: float) -> str:
     places = ((0.0, "start", f"{low:.2g}"), (one, "middle", "1"), (WIDTH, "end", f"{high:.2g}"))
-    kept = [place for place in places if place[0] == one or abs(place[0] - one) > 30]
+    kept = [place for place in places if place[0] == one or abs(place[0] - one) > 70]
     return "".join(
-        f'<text x="{x:.1f}" y="{HEIGHT + 17:g}" text-anchor="{anchor}">{_minus(text)}</text>'
+        f'<text x="{x:.1f}" y="{HEIGHT + 24:g}" text-anchor="{anchor}">{_minus(text)}</text>'
         for x, anchor, text in kept
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def test_the_numbers_are_the_meters(
         for text in ("what of 3?", WORDS[3][:7], WORDS[4][:7])
     )
     pair = TokenPair(prompt, chosen, rejected)
-    expected = PairMeter(tiny_model("llama", num_hidden_layers=1), [pair]).measure([pair])[0]
+    (expected,) = PairMeter(tiny_model("llama", num_hidden_layers=1), [pair]).measure([pair])
     found = next(row for row in lines("out.jsonl") if row["id"] == "line-4")
     for name, value in vars(expected).items():
         assert found[name] == pytest.approx(value, rel=1e-4), name
@@ -179,7 +179,7 @@ def test_an_interrupted_call_is_continued_where_it_stopped(
     run(dataset, "--model", model, "-o", "whole.jsonl")
     measure, calls = PairMeter.measure, []
 
-    def interrupted(self: PairMeter, pairs: Sequence[TokenPair]) -> list[PairValues]:
+    def interrupted(self: PairMeter, pairs: Sequence[TokenPair]) -> Iterator[PairValues]:
         calls.append(len(pairs))
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -202,7 +202,7 @@ def test_what_is_continued_is_measured_in_the_same_company(
 ) -> None:
     measure, calls = PairMeter.measure, []
 
-    def watched(self: PairMeter, pairs: Sequence[TokenPair]) -> list[PairValues]:
+    def watched(self: PairMeter, pairs: Sequence[TokenPair]) -> Iterator[PairValues]:
         calls.append(tuple(pairs))
         return measure(self, pairs)
 

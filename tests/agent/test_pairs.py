@@ -54,7 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def measure(model: PreTrainedModel, *pairs: TokenPair) -> list[PairValues]:
-    return PairMeter(model, pairs).measure(pairs)
+    return list(PairMeter(model, pairs).measure(pairs))
 
 
 def logprob(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
@@ -239,9 +239,9 @@ def test_log_probs_and_lengths_are_those_of_the_answers(tiny_model: Make) -> Non
 def test_a_pair_has_the_same_values_in_any_company(way: Any, tiny_model: Make) -> None:
     model = tiny_model("llama")
     meter = PairMeter(model, [PLAIN])
-    alone = vars(meter.measure([PLAIN])[0])
+    alone = vars(*meter.measure([PLAIN]))
     meter.way = way
-    assert vars(meter.measure([SHORT, PLAIN, COPY])[1]) == pytest.approx(alone, rel=1e-4)
+    assert vars([*meter.measure([SHORT, PLAIN, COPY])][1]) == pytest.approx(alone, rel=1e-4)
 
 
 def test_the_forward_computes_the_head_for_one_row_and_leaves_no_hook(tiny_model: Make) -> None:
@@ -250,7 +250,7 @@ def test_the_forward_computes_the_head_for_one_row_and_leaves_no_hook(tiny_model
     shapes = []
     head = model.get_output_embeddings()
     handle = head.register_forward_hook(lambda m, args, out: shapes.append(out.shape[-2]))
-    meter.measure([PLAIN, SHORT])
+    list(meter.measure([PLAIN, SHORT]))
     handle.remove()
     assert shapes == [1]
     assert not head._forward_pre_hooks

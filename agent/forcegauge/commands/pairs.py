@@ -113,10 +113,10 @@ def measure_all(target: str, name: str, source: Source, looked: Survey, settings
         for window, passed in _windows(model, tokenizer, source.pairs(), settings, looked.left_out):
             meter = meter or PairMeter(model, [tokens for _, tokens in window])
             # Measured whole even when a part is there: other batches would change the last digits.
-            if not all(there[number(pair.id)] for pair, _ in window):
-                rows = _rows(meter, window, name, looked, run)
-                add_rows(target, (row for row in rows if not there[number(row["id"])]))
-            advance(passed)
+            known = all(there[number(pair.id)] for pair, _ in window)
+            advance(passed if known else passed - len(window))
+            rows = [] if known else _rows(meter, window, name, looked, run, advance)
+            add_rows(target, (row for row in rows if not there[number(row["id"])]))
     if meter is None:
         fix = "Set --max-prompt-tokens and --max-response-tokens"
         raise InputError(f"no pair can be measured: {[*looked.left_out.counts][-1]}", fix=fix)
@@ -124,10 +124,16 @@ def measure_all(target: str, name: str, source: Source, looked: Survey, settings
 
 
 def _rows(
-    meter: PairMeter, window: Window, name: str, looked: Survey, run: Sequence[object]
+    meter: PairMeter,
+    window: Window,
+    name: str,
+    looked: Survey,
+    run: Sequence[object],
+    advance: Callable[[int], None],
 ) -> Iterator[dict[str, Any]]:
     found = meter.measure([tokens for _, tokens in window])
     for (pair, _), values in zip(window, found, strict=True):
+        advance(1)
         mark = looked.expected(pair.id, run)
         yield {"id": pair.id, "model": name, **asdict(values), "hash": mark}
 
