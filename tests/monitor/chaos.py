@@ -26,7 +26,7 @@ from tests.monitor.fleet import PASSWORD, Fleet, fleet
 from tests.servers import wait_for
 
 OF_THE_MACHINE = ("seconds", "peak_memory_bytes", "identity")
-FAST = {"lease_seconds": 3.0, "visibility_seconds": 5, "kernel_probes": 0}
+FAST: dict[str, Any] = {"lease_seconds": 3.0, "visibility_seconds": 5, "kernel_probes": 0}
 """Minutes in production: long enough for a model to load, and short enough for a test here."""
 
 
@@ -67,7 +67,8 @@ def undisturbed(inputs: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """The same snapshot, taken in this process without a monitor."""
     # as the workers: the last bits of a sum depend on how many threads share it
     torch.set_num_threads(1)
-    return dict(take(Job(Asked(**inputs, loss="dpo", kernel_probes=0), folder)))
+    told: dict[str, Any] = dict(inputs)
+    return dict(take(Job(Asked(**told, loss="dpo", kernel_probes=0), folder)))
 
 
 def one_round(

@@ -102,7 +102,7 @@ def test_a_path_too_long_for_a_socket_is_said(tmp_path: Path) -> None:
 def test_what_ends_again_and_again_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("forcegauge_monitor.embedded.time.sleep", lambda seconds: None)
     family = Family(tmp_path, os.environ)
     try:
         family.add("part", ["/bin/sh", "-c", "echo no such thing; exit 1"])
