@@ -243,6 +243,14 @@ def test_a_busy_port_is_logged_and_the_record_is_written_all_the_same(
     assert steps(tmp_path / "c") == [0]
 
 
+def test_without_an_endpoint_the_record_is_written_all_the_same(tmp_path: Path) -> None:
+    with gauge(tmp_path, bind="none") as watched:
+        watched.step(tiny.llama(), 0)
+    assert watched.port is None
+    assert not watched.failures
+    assert steps(tmp_path) == [0]
+
+
 def test_a_record_that_cannot_be_written_does_not_stop_metrics(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with gauge(tmp_path / "file" / "run") as watched:
