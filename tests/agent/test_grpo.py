@@ -134,7 +134,7 @@ def test_signals_are_those_of_the_completions_that_were_rewarded(
     made = grpo(
         tmp_path,
         reward,
-        sharpness=40.0,
+        sharpness=400.0,
         gradient_accumulation_steps=accumulated,
         per_device_train_batch_size=size,
     )
