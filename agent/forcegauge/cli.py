@@ -12,7 +12,7 @@ from forcegauge.errors import InputError, RunError
 COMMANDS = {
     "demo": "Watch a real model being finetuned, from SFT to a squeezing DPO.",
     "metrics": "Print every metric with its unit, meaning and formula.",
-    "monitor": "Look into checkpoints: who pushes what, and does the theory hold.",
+    "monitor": "Run the service for many runs, and look into checkpoints.",
     "pairs": "Rank preference pairs before training on them.",
     "probes": "Build, check and show probe sets.",
     "report": "Write a run's record as one HTML page.",
