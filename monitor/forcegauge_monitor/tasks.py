@@ -189,6 +189,8 @@ class Crew:
         place = storage.put(self.settings, folder, snapshot.run, snapshot.id)
         self._patiently(lambda: self.store.finish(snapshot.run, snapshot.id, place, metrics))
         storage.tidy(self.settings, folder)
+        # the memory of its model is for others until the next snapshot
+        steps.opened.cache_clear()
         self._send_queued(snapshot.run)
 
     def _asked(self, snapshot: Snapshot) -> Asked:
