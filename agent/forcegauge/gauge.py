@@ -143,15 +143,21 @@ class ForceGauge:
         return self._journal.served.port if self._journal.served else None
 
     def step(
-        self, model: nn.Module, step: int, *, loss: SupportsFloat | None = None
+        self,
+        model: nn.Module,
+        step: int,
+        *,
+        loss: SupportsFloat | None = None,
+        learning_rate: float | None = None,
     ) -> Judgement | None:
         """Tell that ``step`` optimizer steps are done in this phase; probes when it is due.
 
         The first call takes the baseline: make it before training, with step 0. ``loss`` is the
         last training loss, so that one that is not finite is noticed; it may be a tensor with one
-        value, which is read at a probe only: reading it waits for the device.
+        value, which is read at a probe only: reading it waits for the device. With the
+        ``learning_rate`` of the last optimizer step the forces are recorded times it too.
         """
-        return self._tick(model, step, loss, last=False)
+        return self._tick(model, step, loss, learning_rate, last=False)
 
     def attach(
         self,
@@ -187,7 +193,7 @@ class ForceGauge:
 
     def finish(self, model: nn.Module, step: int) -> Judgement | None:
         """Probe once more where this step has no probe yet: the phase's last state."""
-        return self._tick(model, step, None, last=True)
+        return self._tick(model, step, None, None, last=True)
 
     def saved(self, path: str | Path, step: int) -> None:
         """Tell that a checkpoint was saved, so that the last healthy one can be named."""
@@ -215,14 +221,20 @@ class ForceGauge:
             self._journal.told_end("signal", self._pace.probed or 0)
 
     def _tick(
-        self, model: nn.Module, step: int, loss: SupportsFloat | None, *, last: bool
+        self,
+        model: nn.Module,
+        step: int,
+        loss: SupportsFloat | None,
+        learning_rate: float | None,
+        *,
+        last: bool,
     ) -> Judgement | None:
         if self.disabled or self._closed:
             return None
         with self._guard("other", step):
             if not self._pace.running:
                 self._open(_model_name(model), step)
-            self._observed.step(step)
+            self._observed.step(step, learning_rate)
             self._show(train_step=self._journal.offset + step)
             if self._pace.due(step, last=last):
                 self._probe_now(model, step, loss)

@@ -217,6 +217,7 @@ def test_forces_are_read_while_training(tmp_path: Path) -> None:
     lines = [line for line in read_record(tmp_path / "gauge") if line["kind"] == "forces"]
     assert lines
     assert all(line["force_up_norm"] > 0 == line["force_down_norm"] for line in lines)
+    assert all(0 < line["force_up_step_norm"] < 0.1 * line["force_up_norm"] for line in lines)
 
 
 def test_a_module_without_the_named_model_is_told_before_training(tmp_path: Path) -> None:

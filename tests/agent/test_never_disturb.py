@@ -215,6 +215,7 @@ def test_forces_are_read_while_training_and_only_dpo_pushes_down(kind: str, tmp_
     assert len(lines) >= 3
     for line in lines:
         assert line["force_up_norm"] > 0
+        assert 0 < line["force_up_step_norm"] < 0.1 * line["force_up_norm"]
         assert (line["force_down_norm"] > 0) == (kind == "dpo")
     assert watcher.gauge is not None
     page = urlopen(f"http://127.0.0.1:{watcher.gauge.port}/metrics").read().decode()

@@ -14,6 +14,7 @@ from torch import nn
 from forcegauge.detectors import Judgement
 from forcegauge.errors import InputError
 from forcegauge.gauge import ForceGauge
+from forcegauge.integrations.rates import learning_rate
 from forcegauge.probes import ProbeSet
 
 FOLDER = "forcegauge"
@@ -48,6 +49,7 @@ class ForceGaugeCallback(pl.Callback):
         self._options = {**options, "run": run, "every": every, "on_alarm": on_alarm}
         self._saved: set[str] = set()
         self._step = 0
+        self._rate: float | None = None
         self.gauge: ForceGauge | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -68,6 +70,12 @@ class ForceGaugeCallback(pl.Callback):
         """Note what was saved since the last batch: Lightning saves after all other callbacks."""
         self._note_checkpoints(trainer)
 
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+    ) -> None:
+        """Note the learning rate, which is the next step's when the batch ends."""
+        self._rate = learning_rate(optimizer)
+
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
@@ -81,7 +89,8 @@ class ForceGaugeCallback(pl.Callback):
             self._step = trainer.global_step
             # left a tensor: a float would wait for the device at every step
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-            self.gauge.step(self._model(pl_module), self._step, loss=loss)
+            told = {"loss": loss, "learning_rate": self._rate}
+            self.gauge.step(self._model(pl_module), self._step, **told)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Probe the last state and end the record; the endpoint stays."""

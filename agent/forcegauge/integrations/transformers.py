@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from forcegauge.detectors import Judgement
 from forcegauge.gauge import ForceGauge
+from forcegauge.integrations.rates import learning_rate
 from forcegauge.probes import ProbeSet
 
 FOLDER = "forcegauge"
@@ -44,6 +45,7 @@ class ForceGaugeCallback(TrainerCallback):
         self._probes = probes if isinstance(probes, ProbeSet) else ProbeSet.load(probes)
         self._options = {**options, "run": run, "every": every, "on_alarm": on_alarm}
         self._directory, self._phase, self._loss = directory, phase, loss
+        self._rate: float | None = None
         self.gauge: ForceGauge | None = None
 
     def on_train_begin(
@@ -74,6 +76,16 @@ class ForceGaugeCallback(TrainerCallback):
             samples=sampled,
         )
 
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Note the learning rate, which is the next step's when the step ends."""
+        self._rate = learning_rate(kwargs.get("optimizer"))
+
     def on_step_end(
         self,
         args: TrainingArguments,
@@ -83,7 +95,8 @@ class ForceGaugeCallback(TrainerCallback):
     ) -> None:
         """Probe when it is due."""
         if self.gauge is not None:
-            self.gauge.step(kwargs["model"], state.global_step, loss=last_loss(state))
+            told = {"loss": last_loss(state), "learning_rate": self._rate}
+            self.gauge.step(kwargs["model"], state.global_step, **told)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
