@@ -22,7 +22,7 @@ PROBES, SAMPLES, TURNS = 6, 24, 2
 
 
 def make_inputs(folder: Path) -> dict[str, str]:
-    """A random Llama of 18 million weights, probes of most types, and pairs."""
+    """A random Llama of 20 million weights, probes of most types, and pairs."""
     folder.mkdir()
     config = LlamaConfig(
         vocab_size=len(tiny.LETTERS) + 3,
