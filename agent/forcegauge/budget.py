@@ -22,8 +22,7 @@ from forcegauge.products import BLOCK, widened
 from forcegauge.reductions import CHUNK, ROWS, tile_size
 
 _SLACK = 1.5
-"""What allocators and matrix kernels take on top of the tensors themselves; with it the cost is
-1.0 to 3 times what was measured on a CPU (llama, gpt2, mixtral, gemma2; three ways)."""
+"""What allocators and matrix kernels take on top of the tensors themselves."""
 
 _FIXED = 64 << 20
 """Bytes of a pass that depend on neither model nor tokens: thread pools, kernels' scratch."""
