@@ -87,7 +87,7 @@ def one_round(
     with fleet(folder, roots=root, **FAST) as one:
         killer = threading.Thread(target=_kill, args=(one, draw, found, kills))
         killer.start()
-        asked = {f"run-{number}": _ask(one, f"run-{number}", inputs) for number in range(snapshots)}
+        asked = {f"run-{number}": ask(one, f"run-{number}", inputs) for number in range(snapshots)}
         killer.join()
         one.revive()
         wait_for(lambda: _over(one, asked), 180)
@@ -106,7 +106,8 @@ def _kill(one: Fleet, draw: random.Random, found: Round, kills: int) -> None:
         one.revive()
 
 
-def _ask(one: Fleet, run: str, inputs: Mapping[str, str]) -> str:
+def ask(one: Fleet, run: str, inputs: Mapping[str, str]) -> str:
+    """Register a run and ask for its snapshot, as often as it takes; the snapshot's id."""
     facts = {"probes": inputs["probes"], "train": inputs["train"], "loss": "dpo"}
     one.insist("POST", "/runs", {"run": run, "record_id": run, "model": "tiny", **facts})
     body = {"checkpoint": inputs["checkpoint"], "step": 2}
