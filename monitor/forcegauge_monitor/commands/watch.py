@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forcegauge.errors import InputError
-from forcegauge.record import check_run_name
 from forcegauge_monitor.commands.overview import opened
 from forcegauge_monitor.commands.service import settings_of, settings_option
 
@@ -49,6 +48,7 @@ def watch(file: str | None, here: bool, once: bool, seconds: float, **given: Any
     The monitor's workers do it (queue scores), or this process. Record, metrics, verdict and
     alarms are the agent's. Half-written checkpoints are left alone.
     """
+    from forcegauge.record import check_run_name
     from forcegauge_monitor.agentless import follow, score_new
 
     check_run_name(given["run"])
