@@ -55,7 +55,8 @@ def create_app(settings: Settings, store: Store, submit: Submit) -> FastAPI:
     requests = Requests()
     add_problems(app)
     app.include_router(_pages(store, requests))
-    app.include_router(_runs(settings, store, submit))
+    app.include_router(_told(settings, store, submit))
+    app.include_router(_runs(store))
     app.include_router(_snapshots(settings, store, submit))
     app.add_middleware(Guard, settings=settings, seen=requests.seen)
     return app
@@ -67,7 +68,8 @@ def _router() -> APIRouter:
     return APIRouter(prefix="/api/v1", dependencies=[declared])
 
 
-def _runs(settings: Settings, store: Store, submit: Submit) -> APIRouter:
+def _told(settings: Settings, store: Store, submit: Submit) -> APIRouter:
+    """What agents tell."""
     routes = _router()
 
     @routes.post("/runs", status_code=201, responses={200: {"model": Registered}})
@@ -92,6 +94,12 @@ def _runs(settings: Settings, store: Store, submit: Submit) -> APIRouter:
     def end(run: RunName, body: EndBody) -> None:
         """Tell that a run ended."""
         store.end(run, body.record_id, body.reason)
+
+    return routes
+
+
+def _runs(store: Store) -> APIRouter:
+    routes = _router()
 
     @routes.get("/runs")
     def runs(
