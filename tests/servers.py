@@ -28,7 +28,8 @@ PACKAGES = {
 }
 """The Debian package that brings a program."""
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
+"""Of patience: on a busy machine a server takes half a minute to start."""
 
 
 def require(program: str) -> str:

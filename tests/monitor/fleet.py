@@ -17,7 +17,7 @@ from forcegauge_monitor.settings import PREFIX, Settings, load_settings
 from forcegauge_monitor.store import Store, Unavailable, open_store
 from tests.servers import fetch, free_port, require, wait_for
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 PASSWORD = "not-to-be-told"
 
 
