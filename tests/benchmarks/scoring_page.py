@@ -162,8 +162,8 @@ copies between.
 
 {shares_table(cases)}
 
-On CUDA the same tiled reduction runs; it has not been measured on a GPU, nor against a \
-compiled one.
+On CUDA a Triton kernel reduces the logits (`forcegauge/kernel.py`). It has run in Triton's \
+interpreter only, not on a GPU.
 """
 
 
