@@ -7,11 +7,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A pinned torch first: a looser requirement may pull builds for accelerators that are not there.
 TORCH ?= torch==2.13.0
-PACKAGES := prometheus redis-server chromium
-PROGRAMS := prometheus promtool redis-server chromium
+PACKAGES := prometheus prometheus-alertmanager redis-server chromium
+PROGRAMS := prometheus promtool prometheus-alertmanager amtool redis-server chromium
 APT := apt-get -o Dpkg::Use-Pty=0 -qq
 
-.PHONY: demo demo-healthy test unit lint fmt system clean \
+.PHONY: demo demo-healthy test unit lint fmt system generate clean \
   chaos bench-alarms bench-entk bench-monitor bench-scaling bench-scoring
 
 demo: $(VENV)/ready
@@ -64,6 +64,10 @@ chaos: system
 # One snapshot with one worker and with two: minutes, two quiet cores.
 bench-scaling: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.monitor_scaling
+
+# Writes dashboards, rules and their copies anew from code and the tables of alarms: seconds.
+generate: $(VENV)/ready
+	$(BIN)/python -m dashboards
 
 # Servers and a browser for the tests, where they are missing and we may install them.
 system: $(VENV)/ready

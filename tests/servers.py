@@ -23,6 +23,8 @@ import pytest
 PACKAGES = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+    "amtool": "prometheus-alertmanager",
     "redis-server": "redis-server",
     "redis-sentinel": "redis-sentinel",
 }
