@@ -1,38 +1,39 @@
-"""A page for each alert: what it means and what to do, from the table of alarms."""
+"""The page of each alert, as the wheel carries it: Markdown, and HTML for a browser."""
 
 from __future__ import annotations
 
-from forcegauge.alarms import ALARMS, Alarm
+import re
+from functools import cache
+from html import escape
+from importlib import resources
+from string import Template
 
-COLLAPSED = """# ForceGaugeCollapsed
+from markdown_it import MarkdownIt
 
-The model repeats itself, ends no answer any more, or has lost its entropy, on top of squeezing or
-diverging or alone for long. The verdict stays for the rest of the phase.
+from forcegauge_monitor.alerts import ALERTS
 
-## What to do
-
-Stop the run. Go back to the last healthy checkpoint; its events say which one that is.
-"""
+_PACKAGE = resources.files("forcegauge_monitor")
+_PAGES = _PACKAGE / "data" / "runbooks"
+_MARK = re.compile(r"^<!-- /?conditions -->\n", re.MULTILINE)
 
 
+@cache
 def runbook(alert: str) -> str | None:
     """The page of an alert (``ForceGaugeSqueezing``) as Markdown; None for an unknown one."""
-    if alert == "ForceGaugeCollapsed":
-        return COLLAPSED
-    return next((_page(alert, row) for row in ALARMS if alert_name(row) == alert), None)
+    if alert not in {row.name for row in ALERTS}:
+        return None
+    return (_PAGES / f"{alert}.md").read_text(encoding="utf-8")
 
 
-def alert_name(row: Alarm) -> str:
-    """The alert of an alarm: ``ForceGauge`` and its name in CamelCase."""
-    return "ForceGauge" + "".join(part.capitalize() for part in row.name.split("_"))
+def contents() -> str:
+    """All pages in a list, as Markdown."""
+    rows = (f"- [{row.name}]({row.name}) ({row.severity}): {row.summary}" for row in ALERTS)
+    return "\n".join(["# Runbooks", "", *rows, ""])
 
 
-def _page(alert: str, row: Alarm) -> str:
-    holds = [f"- `{each.signal}` {_sign(each.above)} {each.size:g}" for each in row.conditions]
-    lines = [f"# {alert}", "", row.meaning, "", "## What to do", "", row.advice, ""]
-    lines += ["## When it is on", "", f"{row.streak} probes running, all of these hold:", ""]
-    return "\n".join([*lines, *holds, ""])
-
-
-def _sign(above: bool) -> str:
-    return "above" if above else "below"
+def as_page(text: str) -> str:
+    """A runbook's Markdown as an HTML page without scripts; HTML inside of it is escaped."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    title = text.partition("\n")[0].removeprefix("# ")
+    template = Template((_PACKAGE / "runbook.html").read_text(encoding="utf-8"))
+    return template.substitute(title=escape(title), body=markdown.render(_MARK.sub("", text)))
