@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import ssl
 from collections.abc import Callable
@@ -10,7 +12,10 @@ from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from kombu.transport import redis as transports
+from kombu.transport import virtual
 
+from forcegauge_monitor.connection import AWAY
 from forcegauge_monitor.records import Snapshot
 from forcegauge_monitor.settings import Settings
 
@@ -26,6 +31,34 @@ SCORES = "scores"
 """The queue of checkpoints to be scored."""
 
 STEPS = [END, PIECE, BEGIN]
+
+
+class Credit(transports.QoS):  # type: ignore[misc]
+    """Gives a message's credit back also where Redis dies before the message is acknowledged.
+
+    A worker without credit reads no more, and so does not even notice that its connection is gone
+    (kombu 5.7): it would stand still for ever. The message itself comes again.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message."""
+        try:
+            super().ack(delivery_tag)
+        except AWAY:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Give a message back, or drop it."""
+        try:
+            super().reject(delivery_tag, requeue)
+        except AWAY:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
+
+# a transport of our own could not be named by every form of a URL
+transports.Channel.QoS = Credit
 
 
 def make_app(settings: Settings) -> Celery:
@@ -50,6 +83,8 @@ def make_app(settings: Settings) -> Celery:
         broker_transport_options={
             "global_keyprefix": PREFIX,
             "visibility_timeout": settings.visibility_seconds,
+            # a worker that is killed while it looks for lost messages keeps nobody else from it
+            "unacked_mutex_expire": 30,
             "priority_steps": STEPS,
             "queue_order_strategy": "priority",
             "socket_connect_timeout": 5,
@@ -101,8 +136,22 @@ def submit(app: Celery) -> Callable[[Snapshot], None]:
     return handed
 
 
-def waiting(app: Celery, queue: str) -> int:
-    """Messages that no worker has taken yet."""
+def waiting(app: Celery, queue: str) -> list[list[Any]]:
+    """Arguments of the messages that no worker has taken yet; none for what is no message."""
+    found: list[list[Any]] = []
     with app.connection_for_read() as connection:
-        # not passive: that looks for the queue without the prefix (kombu 5.7) and finds none
-        return int(connection.default_channel.queue_declare(queue).message_count)
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as client:
+            for step in STEPS:
+                # to this command kombu (5.7) gives no prefix
+                key = f"{PREFIX}{channel._q_for_pri(queue, step)}"
+                found += [_arguments(text) for text in client.lrange(key, 0, -1)]
+    return found
+
+
+def _arguments(message: bytes) -> list[Any]:
+    try:
+        found = json.loads(base64.b64decode(json.loads(message)["body"]))[0]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return []
+    return found if isinstance(found, list) else []

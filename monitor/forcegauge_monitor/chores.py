@@ -74,17 +74,17 @@ def add_chores(app: Celery, settings: Settings, store: Store) -> None:
 
 
 def unattended(app: Celery, store: Store) -> list[Snapshot]:
-    """Snapshots to be sent again: nobody works on them, and no message waits in their queue.
+    """Snapshots to be sent again: nobody works on them, and no message of theirs waits.
 
-    While one waits it may be theirs, and a message for each at every sweep would fill the queue.
     Of a run, what runs already comes first, or else the oldest.
     """
     first: dict[str, Snapshot] = {}
     for snapshot in store.unattended():
         if snapshot.run not in first or snapshot.state == "running":
             first[snapshot.run] = snapshot
-    empty = {queue: not waiting(app, queue) for queue in {one.queue for one in first.values()}}
-    return [snapshot for snapshot in first.values() if empty[snapshot.queue]]
+    queues = {one.queue for one in first.values()}
+    sent = [arguments[:2] for queue in queues for arguments in waiting(app, queue)]
+    return [one for one in first.values() if [one.run, one.id] not in sent]
 
 
 def run_beat(settings: Settings) -> None:

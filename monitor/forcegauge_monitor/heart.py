@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,12 @@ class StoppedError(Exception):
     """The worker is asked to end; its piece is for another one."""
 
 
+@dataclass(frozen=True)
+class _Work:
+    keep: Callable[[], bool]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
 class Heart(threading.Thread):
     """Beats while the worker computes: a busy worker answers no ping and reads no message.
 
@@ -29,9 +36,9 @@ class Heart(threading.Thread):
     def __init__(self, alive: Callable[[bool], None], file: Path | None, seconds: float) -> None:
         super().__init__(name="forcegauge-heart", daemon=True)
         self.alive, self.file, self.seconds = alive, file, seconds
-        self._keep: Callable[[], bool] | None = None
-        self._cancelled, self._stopping = threading.Event(), threading.Event()
-        self._over, self._failing = threading.Event(), False
+        self._work: _Work | None = None
+        self._stopping, self._over = threading.Event(), threading.Event()
+        self._failing = False
 
     def run(self) -> None:
         """Beat until the worker ends."""
@@ -42,13 +49,13 @@ class Heart(threading.Thread):
 
     def beat(self) -> None:
         """One beat; what fails is said once, and tried again at the next."""
-        keep = self._keep
+        work = self._work
         try:
             if self.file is not None:
                 self.file.touch()
-            self.alive(keep is not None)
-            if keep is not None and not keep() and keep is self._keep:
-                self._cancelled.set()
+            self.alive(work is not None)
+            if work is not None and not work.keep():
+                work.cancelled.set()
             self._failing = False
         except Exception as error:
             if not self._failing:
@@ -58,12 +65,11 @@ class Heart(threading.Thread):
     @contextmanager
     def on(self, keep: Callable[[], bool]) -> Iterator[None]:
         """While it lasts, `keep` renews the lease at every beat; false from it is a cancel."""
-        self._cancelled.clear()
-        self._keep = keep
+        self._work = _Work(keep)
         try:
             yield
         finally:
-            self._keep = None
+            self._work = None
 
     def stop(self) -> None:
         """Have the work ended at its next block."""
@@ -75,7 +81,7 @@ class Heart(threading.Thread):
 
     def check(self) -> None:
         """Raise `CancelledError` or `StoppedError` where the work is not to go on."""
-        if self._cancelled.is_set():
+        if self._work is not None and self._work.cancelled.is_set():
             raise CancelledError
         if self._stopping.is_set():
             raise StoppedError

@@ -36,16 +36,28 @@ def start(settings: Settings, folder: Path) -> None:
         write_whole(folder / "work" / "total", str(sum(map(len, job.stages()))))
 
 
-@lru_cache(maxsize=1)
 def opened(folder: Path) -> Worker:
     """The worker of a snapshot that is planned; the last one is kept, with its model."""
+    plan = folder / "work" / "job.json"
+    # a snapshot that was cancelled and asked for again may be planned in another way
+    return _opened(folder, plan.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path, planned: int) -> Worker:
     saved = json.loads((folder / "work" / "job.json").read_text(encoding="utf-8"))
     return Worker(Job(Settings(**saved["settings"]), folder))
 
 
+def close() -> None:
+    """Give the memory of the last snapshot's model free."""
+    _opened.cache_clear()
+
+
 def planned(folder: Path) -> bool:
     """Whether a snapshot has been started in a folder."""
-    return finished(folder) or (folder / "work" / "job.json").is_file()
+    # written last
+    return finished(folder) or (folder / "work" / "total").is_file()
 
 
 def finished(folder: Path) -> bool:
@@ -54,8 +66,8 @@ def finished(folder: Path) -> bool:
 
 
 def done(folder: Path, name: str) -> bool:
-    """Whether a piece is there."""
-    return (folder / "work" / f"{name}.safetensors").is_file()
+    """Whether a piece is there, or was and is merged."""
+    return finished(folder) or (folder / "work" / f"{name}.safetensors").is_file()
 
 
 def progress(folder: Path) -> tuple[int, int]:

@@ -190,7 +190,7 @@ class Crew:
         self._patiently(lambda: self.store.finish(snapshot.run, snapshot.id, place, metrics))
         storage.tidy(self.settings, folder)
         # the memory of its model is for others until the next snapshot
-        steps.opened.cache_clear()
+        steps.close()
         self._send_queued(snapshot.run)
 
     def _asked(self, snapshot: Snapshot) -> Asked:
