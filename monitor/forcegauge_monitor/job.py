@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from forcegauge_monitor.entk.samples import Loss, Samples, read_samples
 from forcegauge_monitor.entk.state import has_state
 
 KINDS = ("gaussian", "fisher")
+BASE = "the adapter's base model"
 METRICS = "metrics.json"
 
 PUSHERS = 5
@@ -195,40 +198,63 @@ class Job:
             validity=self.before is not None,
         )
 
+    @property
+    def reference(self) -> str | None:
+        """The model that the loss compares with: a name, or the adapter's own base; None for none."""
+        if not self.loss.needs_reference:
+            return None
+        adapter = BASE if is_adapter(self.settings.checkpoint) else None
+        return self.settings.reference or adapter
+
     def stages(self) -> list[list[Piece]]:
-        """Pieces in the order in which stages must be finished."""
+        """Pieces in the order in which stages must be finished; those of one stage need none of
+        each other. What shares a model follows each other, and what takes longest comes first, so
+        that several workers end a stage at about the same time."""
         plan, work = self.plan, self.asked
-        rows = len(self.probes)
-        stages = [[Piece("weights", cost=float(work.samples))]]
-        stages.append(
-            [
-                Piece("direction", (name,), block, cost=3.0 * work.probes[name])
-                for name in self.types
-                for block in range(len(plan.blocks))
-            ]
-        )
-        stages.append([Piece("coverage", cost=10.0)])
-        stages.append(self._attribution_pieces())
+        blocks = range(len(plan.blocks))
+        names = ("policy",) if self.reference is None else ("reference", "policy")
+        first = [piece for name in names for piece in self._sliced(name, self.samples.sequences)]
+        first += [Piece("coverage", block=block, cost=3.3 * plan.rows + 6) for block in blocks]
+        first += [
+            Piece("direction", (name,), block, cost=3.0 * work.probes[name])
+            for name in self.types
+            for block in blocks
+        ]
+        stages = [first, [*self._kernel_pieces(), *self._attribution_pieces()]]
+        if self.before is not None:
+            stages[1] += self._sliced("after", self.probes)
+            stages[1] += self._sliced("before", self.probes, 4.0)
         if self.settings.tokens:
             cost = 4.0 * 2 * PUSHERS * len(self.samples.sides)
             stages.append([Piece("tokens", (name,), cost=cost) for name in self.types])
-        if self.kernel_probes:
-            stages.append(self._kernel_pieces())
-        if self.before is not None:
-            parts = range(-(-rows // plan.slice_rows))
-            each = min(rows, plan.slice_rows)
-            stages.append([Piece("after", part=part, cost=1.0 * each) for part in parts])
-            stages.append([Piece("before", part=part, cost=4.0 * each) for part in parts])
         return stages
 
-    def _attribution_pieces(self) -> list[Piece]:
-        rows, size = len(self.samples.sequences), self.plan.slice_rows
-        cost = 3.3 * min(rows, size)
+    def pieces(self, *kinds: str) -> list[Piece]:
+        """All pieces of some kinds, in their order."""
+        return [piece for stage in self.stages() for piece in stage if piece.kind in kinds]
+
+    def slices(self, sequences: Sequence[TokenSequence]) -> list[list[int]]:
+        """Places of sequences, the shortest first, in parts of about equal size."""
+        order = sorted(range(len(sequences)), key=lambda place: (len(sequences[place]), place))
+        parts = -(-len(order) // self.plan.slice_rows)
+        edges = [part * len(order) // parts for part in range(parts + 1)]
+        return [order[start:end] for start, end in pairwise(edges)]
+
+    def _sliced(
+        self, kind: str, sequences: Sequence[TokenSequence], each: float = 1.0
+    ) -> list[Piece]:
+        parts = self.slices(sequences)
         return [
-            Piece("attribution", group, block, part, cost)
+            Piece(kind, part=part, cost=each * len(places)) for part, places in enumerate(parts)
+        ]
+
+    def _attribution_pieces(self) -> list[Piece]:
+        parts = self.slices(self.samples.sequences)
+        return [
+            Piece("attribution", group, block, part, 3.3 * len(places))
             for group in self.plan.groups
             for block in range(len(self.plan.blocks))
-            for part in range(-(-rows // size))
+            for part, places in enumerate(parts)
         ]
 
     def _kernel_pieces(self) -> list[Piece]:

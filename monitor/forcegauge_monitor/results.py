@@ -70,7 +70,7 @@ def merged_attribution(job: Job) -> Attribution:
     shape = (len(job.types), len(job.samples.sequences))
     raw, adam = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     reason = "" if job.adam else NO_STATE
-    for piece in next(stage for stage in job.stages() if stage[0].kind == "attribution"):
+    for piece in job.pieces("attribution"):
         found = read_piece(job.path(piece))
         reason = reason or metadata_of(job.path(piece))["adam"]
         scores, places = found["scores"].T, found["places"]
@@ -81,9 +81,45 @@ def merged_attribution(job: Job) -> Attribution:
     return Attribution(raw, None if reason else adam, reason)
 
 
+def row_weights(job: Job) -> list[Tensor]:
+    """w of every trained token by row, from the log-probs of the policy and its reference."""
+    policy = _logprobs(job, "policy")
+    reference = None if job.reference is None else _logprobs(job, "reference")
+    return job.loss.weights(policy, reference, job.samples.advantages)
+
+
+def _logprobs(job: Job, kind: str) -> list[Tensor]:
+    items = job.samples.sequences
+    found: dict[int, Tensor] = {}
+    for piece, places in zip(job.pieces(kind), job.slices(items), strict=True):
+        sizes = [len(items[place].response) for place in places]
+        flat = read_piece(job.path(piece))["logprobs"]
+        found |= zip(places, flat.split(sizes), strict=True)
+    return [found[place] for place in range(len(items))]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Rows that a batch may hold, parameters whose products cannot be had, and their share."""
+
+    rows: int
+    left_out: list[str]
+    share: float
+
+
+def coverage_of(job: Job) -> Coverage:
+    """What the check against autograd came to, over all blocks of parameters."""
+    found = [metadata_of(job.path(piece)) for piece in job.pieces("coverage")]
+    return Coverage(
+        min(int(each["rows"]) for each in found),
+        [name for each in found for name in json.loads(each["left_out"])],
+        sum(float(each["share"]) for each in found),
+    )
+
+
 def merged_kernel(job: Job) -> dict[str, Tensor]:
     """Signed values by kind [probes, observed, updated, seeds, seeds], and responses' lengths."""
-    pieces = [piece for stage in job.stages() for piece in stage if piece.kind in KINDS]
+    pieces = job.pieces(*KINDS)
     made: dict[str, list[Tensor]] = {}
     for part in range(len(job.kernel_probes)):
         for kind in KINDS:
@@ -98,15 +134,15 @@ def merged_kernel(job: Job) -> dict[str, Tensor]:
 
 def merged_changes(job: Job) -> dict[str, Tensor]:
     """Predicted and measured changes of per-token mean log-probs, [probes, types]."""
-    stages = {stage[0].kind: stage for stage in job.stages()}
-    if "before" not in stages:
+    if job.before is None:
         return {}
-    before = [read_piece(job.path(piece)) for piece in stages["before"]]
-    after = [read_piece(job.path(piece))["logprob_mean"] for piece in stages["after"]]
+    before = [read_piece(job.path(piece)) for piece in job.pieces("before")]
+    after = [read_piece(job.path(piece))["logprob_mean"] for piece in job.pieces("after")]
     measured = torch.cat(after) - torch.cat([each["logprob_mean"] for each in before])
     found = {"predicted": torch.cat([each["predicted"] for each in before]), "measured": measured}
     shape = (len(job.probe_set), len(job.types))
-    index = [item.probe for item in job.probes], [item.type for item in job.probes]
+    rows = [job.probes[place] for part in job.slices(job.probes) for place in part]
+    index = [item.probe for item in rows], [item.type for item in rows]
     made = {name: torch.full(shape, torch.nan, dtype=torch.float64) for name in found}
     for name, values in found.items():
         made[name][index] = values
@@ -131,7 +167,7 @@ def _metrics(
     changes: dict[str, Tensor],
     earlier: dict[str, Tensor],
 ) -> Metrics:
-    coverage = metadata_of(job.path(_piece(job, "coverage")))
+    coverage = coverage_of(job)
     step = checkpoint_step(job.settings.checkpoint)
     made: Metrics = {
         "schema": 1,
@@ -141,13 +177,13 @@ def _metrics(
         "probe_hash": job.probe_set.hash,
         "loss": job.loss.name,
         "beta": job.loss.strength,
-        "reference": metadata_of(job.path(_piece(job, "weights")))["reference"],
+        "reference": _reference(job),
         "types": list(job.types),
         "updated": list(job.samples.sides),
         "probes": len(job.probe_set),
         "samples": len(job.samples.pairs),
         "attribution_nats": _by_side(job, attribution.raw),
-        "left_out": {"names": json.loads(coverage["left_out"]), "ratio": float(coverage["share"])},
+        "left_out": {"names": coverage.left_out, "ratio": coverage.share},
         "plan": asdict(job.plan),
     }
     if attribution.adam is None:
@@ -182,8 +218,10 @@ def _own_history(made: Metrics) -> Metrics:
     }
 
 
-def _piece(job: Job, kind: str) -> Any:
-    return next(stage[0] for stage in job.stages() if stage[0].kind == kind)
+def _reference(job: Job) -> str:
+    if not job.loss.needs_reference:
+        return "none needed"
+    return job.reference or "none given: weights as where the model equals its reference"
 
 
 def _by_side(job: Job, table: Tensor) -> dict[str, dict[str, float]]:

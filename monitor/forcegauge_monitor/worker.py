@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from forcegauge.encoding import TokenSequence
 from forcegauge.loading import DTYPES
-from forcegauge_monitor.checkpoints import is_adapter, load_checkpoint, weight_step, without_adapter
+from forcegauge_monitor.checkpoints import load_checkpoint, weight_step, without_adapter
 from forcegauge_monitor.entk.adam import preconditioner
 from forcegauge_monitor.entk.attribution import (
     attribute,
@@ -22,19 +22,19 @@ from forcegauge_monitor.entk.attribution import (
     token_products,
 )
 from forcegauge_monitor.entk.kernel import Kind, bilinear, head_squared_norm
-from forcegauge_monitor.entk.pieces import (
-    Piece,
-    metadata_of,
-    read_piece,
-    stacked_directions,
-    write_piece,
-)
+from forcegauge_monitor.entk.pieces import Piece, stacked_directions, write_piece
 from forcegauge_monitor.entk.rows import all_logprobs, make_batches
 from forcegauge_monitor.entk.samples import probe_rows
 from forcegauge_monitor.entk.state import NoStateError
 from forcegauge_monitor.entk.validity import predicted_changes
-from forcegauge_monitor.job import Job
-from forcegauge_monitor.results import by_sample, ends, merged_attribution
+from forcegauge_monitor.job import BASE, Job
+from forcegauge_monitor.results import (
+    by_sample,
+    coverage_of,
+    ends,
+    merged_attribution,
+    row_weights,
+)
 
 Advance = Callable[[float], object]
 """Told a share of the piece, 0 to 1, as it is done."""
@@ -50,7 +50,8 @@ class Worker:
     def run(self, piece: Piece, advance: Advance = lambda share: None) -> None:
         """Do one piece whose stages before are finished, and write its file."""
         run = {
-            "weights": self._weights,
+            "reference": self._reference,
+            "policy": self._policy,
             "before": self._before,
             "after": self._after,
             "direction": self._direction,
@@ -61,28 +62,28 @@ class Worker:
         tensors, metadata = run(piece, advance)
         write_piece(self.job.path(piece), tensors, metadata)
 
-    def _weights(self, piece: Piece, advance: Advance) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """w of every trained token, from the policy's and the reference's log-probs."""
-        job, rows = self.job, self.job.samples.sequences
-        reference, said = self._reference(rows)
-        advance(0.5)
-        policy = all_logprobs(self._model(job.settings.checkpoint), rows, self.job.plan.rows)
-        weights = job.loss.weights(policy, reference, job.samples.advantages)
-        flat = {"weights": torch.cat(weights), "logprobs": torch.cat(policy)}
-        return flat, {"reference": said}
+    def _policy(self, piece: Piece, advance: Advance) -> tuple[dict[str, Tensor], dict[str, str]]:
+        model = self._model(self.job.settings.checkpoint)
+        return self._sample_logprobs(model, piece, advance), {}
 
-    def _reference(self, rows: Sequence[TokenSequence]) -> tuple[list[Tensor] | None, str]:
-        settings = self.job.settings
-        if not self.job.loss.needs_reference:
-            return None, "none needed"
-        if settings.reference is not None:
-            model = self._model(settings.reference)
-            return all_logprobs(model, rows, self.job.plan.rows), settings.reference
-        if is_adapter(settings.checkpoint):
-            model = self._model(settings.checkpoint)
-            with without_adapter(model):
-                return all_logprobs(model, rows, self.job.plan.rows), "the adapter's base model"
-        return None, "none given: weights as where the model equals its reference"
+    def _reference(
+        self, piece: Piece, advance: Advance
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        job = self.job
+        if job.reference != BASE:
+            return self._sample_logprobs(self._model(str(job.reference)), piece, advance), {}
+        model = self._model(job.settings.checkpoint)
+        with without_adapter(model):
+            return self._sample_logprobs(model, piece, advance), {}
+
+    def _sample_logprobs(
+        self, model: nn.Module, piece: Piece, advance: Advance
+    ) -> dict[str, Tensor]:
+        """Log-probs of the tokens of one part of the samples, one row after the other."""
+        items = self.job.samples.sequences
+        rows = [items[place] for place in self.job.slices(items)[piece.part]]
+        found = all_logprobs(model, rows, self.job.plan.rows, lambda n: advance(n / len(rows)))
+        return {"logprobs": torch.cat(found)}
 
     def _before(self, piece: Piece, advance: Advance) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Log-probs before the step between two checkpoints, and what the step should change."""
@@ -101,13 +102,12 @@ class Worker:
 
     def _after(self, piece: Piece, advance: Advance) -> tuple[dict[str, Tensor], dict[str, str]]:
         rows = self._part(self.job.probes, piece)
-        found = all_logprobs(self._model(self.job.settings.checkpoint), rows, self.job.plan.rows)
-        advance(1.0)
+        model, share = self._model(self.job.settings.checkpoint), 1 / len(rows)
+        found = all_logprobs(model, rows, self.job.plan.rows, lambda n: advance(n * share))
         return {"logprob_mean": torch.stack([row.double().mean() for row in found])}, {}
 
     def _part(self, rows: Sequence[TokenSequence], piece: Piece) -> Sequence[TokenSequence]:
-        size = self.job.plan.slice_rows
-        return rows[piece.part * size : (piece.part + 1) * size]
+        return [rows[place] for place in self.job.slices(rows)[piece.part]]
 
     def _direction(
         self, piece: Piece, advance: Advance
@@ -126,36 +126,24 @@ class Worker:
         return {name: tensor.to(storage) for name, tensor in made.items()}, {}
 
     def _coverage(self, piece: Piece, advance: Advance) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Whether batches can hold several rows, and parameters whose products cannot be had."""
+        """Whether batches can hold several rows, and parameters whose products cannot be had: those
+        of a row with its own gradient are looked at."""
         job, model = self.job, self._model(self.job.settings.checkpoint)
         items = job.samples.sequences
         weights = [torch.full((len(item.response),), 1 / len(item.response)) for item in items]
+        batch, names = make_batches(items, job.plan.rows)[0], job.plan.blocks[piece.block]
+        gradient = direction(model, names, [batch.first()], weights)
+        own = {name: each.unsqueeze(0) for name, each in gradient.items()}
+        advance(0.3)
         rows, left_out = job.plan.rows, list[str]()
-        for block in range(len(job.plan.blocks)):
-            one = self._stacked(job.types[:1], block, None)
-            if not rows_that_split(model, make_batches(items, rows)[0], weights, one):
-                single = disagreeing(model, make_batches(items, 1)[0], weights, one)
-                several = self._still_apart(items, weights, one, single)
-                rows, left_out = (rows if several else 1), left_out + single
-        sizes = dict(model.named_parameters())
-        share = sum(sizes[name].numel() for name in left_out) / sum(
-            p.numel() for p in sizes.values() if p.requires_grad
-        )
+        if not rows_that_split(model, batch, weights, own):
+            left_out = disagreeing(model, batch.first(), weights, own)
+            kept = {name: each for name, each in own.items() if name not in left_out}
+            several = bool(left_out) and rows_that_split(model, batch, weights, kept)
+            rows = rows if several else 1
+        share = sum(own[name].numel() for name in left_out) / _trained(model)
         said = {"rows": str(rows), "left_out": json.dumps(left_out), "share": str(share)}
         return {"nothing": torch.zeros(1)}, said
-
-    def _still_apart(
-        self,
-        items: Sequence[TokenSequence],
-        weights: Sequence[Tensor],
-        one: dict[str, Tensor],
-        left_out: Sequence[str],
-    ) -> bool:
-        kept = {name: each for name, each in one.items() if name not in left_out}
-        model = self._model(self.job.settings.checkpoint)
-        return bool(left_out) and rows_that_split(
-            model, make_batches(items, self.job.plan.rows)[0], weights, kept
-        )
 
     def _attribution(
         self, piece: Piece, advance: Advance
@@ -165,9 +153,7 @@ class Worker:
         directions, said = self._keep(
             "directions", (piece.types, piece.block), lambda: self._directions(piece)
         )
-        order = sorted(range(len(items)), key=lambda place: (len(items[place]), place))
-        size = job.plan.slice_rows
-        places = order[piece.part * size : (piece.part + 1) * size]
+        places = job.slices(items)[piece.part]
         weights = self._row_weights()
         scores = attribute(
             model,
@@ -196,9 +182,7 @@ class Worker:
         return found, {}
 
     def _row_weights(self) -> Sequence[Tensor]:
-        sizes = [len(item.response) for item in self.job.samples.sequences]
-        flat = read_piece(self.job.path(Piece("weights")))["weights"]
-        return list(torch.split(flat, sizes))
+        return cast(Sequence[Tensor], self._keep("weights", "", lambda: row_weights(self.job)))
 
     def _directions(self, piece: Piece) -> tuple[dict[str, Tensor], str]:
         job, said, scale = self.job, "", None
@@ -210,7 +194,7 @@ class Worker:
             except NoStateError as reason:
                 said = str(reason)
         stacked = self._stacked(piece.types, piece.block, scale)
-        left_out = self._coverage_of()["left_out"]
+        left_out = coverage_of(job).left_out
         return {n: each for n, each in stacked.items() if n not in left_out}, said
 
     def _stacked(
@@ -220,12 +204,8 @@ class Worker:
         paths = [job.path(Piece("direction", (name,), block)) for name in types]
         return stacked_directions(paths, job.plan.blocks[block], scale, job.device)
 
-    def _coverage_of(self) -> dict[str, Any]:
-        found = metadata_of(self.job.path(Piece("coverage")))
-        return {"rows": int(found["rows"]), "left_out": json.loads(found["left_out"])}
-
     def _rows(self) -> int:
-        return int(self._coverage_of()["rows"])
+        return coverage_of(self.job).rows
 
     def _kernel(self, piece: Piece, advance: Advance) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Signed values of one probe: every type observed, the trained ones updated."""
@@ -235,7 +215,7 @@ class Worker:
         updated = [name for name in job.kernel_types if name in here]
         labels = {name: f"{job.probe_set.probes[index].id}/{name}" for name in here}
         model = self._model(job.settings.checkpoint)
-        left_out = self._coverage_of()["left_out"]
+        left_out = coverage_of(job).left_out
         parts = bilinear(
             model,
             [name for name in job.plan.kernel_blocks[piece.block] if name not in left_out],
@@ -284,10 +264,16 @@ class Worker:
         if self._kept.get(what, (None, None))[0] != key:
             self._kept.pop(what, None)
             if what == "model":
+                # no plan has room for what belongs to two models
                 self._kept.pop("directions", None)
+                self._kept.pop("step", None)
             gc.collect()
             self._kept[what] = key, make()
         return self._kept[what][1]
+
+
+def _trained(model: nn.Module) -> int:
+    return sum(each.numel() for each in model.parameters() if each.requires_grad)
 
 
 def _untied_head(model: nn.Module) -> str | None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from forcegauge_monitor.results import Metrics
 
 WORDS = {
-    "weights": "weights of the samples' tokens",
+    "reference": "the reference's log-probs",
+    "policy": "the model's log-probs",
     "direction": "directions of the response types",
     "coverage": "check against autograd",
     "attribution": "who pushes what",

@@ -116,9 +116,7 @@ def disagreeing(
     mixes the batch's rows; a batch of one row never does.
     """
     found = products_by_parameter(model, batch, weights, directions)
-    first = batch.places[0]
-    alone = [w if place == first else torch.zeros_like(w) for place, w in enumerate(weights)]
-    gradient = direction(model, list(directions), [batch], alone)
+    gradient = direction(model, list(directions), [batch.first()], weights)
     narrow = next(model.parameters()).dtype != torch.float32
     tolerance = 3e-2 if narrow else 1e-4
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +36,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        tensors = (self.ids, self.attention, self.reads, self.targets, self.mask)
-        return Batch(self.places, *(tensor.to(device) for tensor in tensors))
+        return Batch(self.places, *(tensor.to(device) for tensor in self._tensors))
+
+    def first(self) -> Batch:
+        """The first row alone."""
+        return Batch(self.places[:1], *(tensor[:1] for tensor in self._tensors))
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.ids, self.attention, self.reads, self.targets, self.mask
 
 
 def make_batches(sequences: Sequence[TokenSequence], rows: int) -> list[Batch]:
@@ -99,14 +106,21 @@ def response_logprobs(model: nn.Module, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def all_logprobs(model: nn.Module, sequences: Sequence[TokenSequence], rows: int) -> list[Tensor]:
-    """log pi(y_t) of every response, [its tokens] each, float32 on the CPU."""
+def all_logprobs(
+    model: nn.Module,
+    sequences: Sequence[TokenSequence],
+    rows: int,
+    advance: Callable[[int], object] = lambda rows: None,
+) -> list[Tensor]:
+    """log pi(y_t) of every response, [its tokens] each, float32 on the CPU; ``advance`` is told
+    the number of rows after each batch."""
     device = next(model.parameters()).device
     found: dict[int, Tensor] = {}
     for batch in make_batches(sequences, rows):
         values = response_logprobs(model, batch.to(device)).cpu()
         for row, place in enumerate(batch.places):
             found[place] = values[row, : len(sequences[place].response)]
+        advance(len(batch.places))
     return [found[place] for place in range(len(sequences))]
 
 
