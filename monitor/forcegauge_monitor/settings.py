@@ -50,6 +50,9 @@ class Settings(BaseSettings):
         max_body_bytes: largest request.
         requests_per_second: of one client address, on average; 0 for no limit.
         burst: of one client address, at once.
+        grafana_url: the Grafana that `grafana` manages and that beat annotates; none by default.
+        grafana_token: a service account's token for it; in no file that the monitor writes.
+        grafana_token_file: file of that token, read each time.
     """
 
     model_config = SettingsConfigDict(
@@ -77,6 +80,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=1 << 20, gt=0)
     requests_per_second: float = Field(default=500.0, ge=0)
     burst: int = Field(default=1000, gt=0)
+    grafana_url: str = ""
+    grafana_token: str = Field(default="", repr=False, exclude=True)
+    grafana_token_file: Path | None = None
 
     @field_validator("roots", "tokens", mode="before")
     @classmethod
