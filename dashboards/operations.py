@@ -1,0 +1,219 @@
+"""Operations: forcegauge's own health, of agents, monitor and workers."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders import dashboard as sdk
+
+from dashboards.frame import Section, dashboard, to_run
+from dashboards.looks import AGO, SECONDS, SHARE, fixed
+from dashboards.panels import Column, Frame, Panel, Scale, about, lines, number, rows
+from dashboards.promql import GROUP, PLACE, last, series
+
+UID = "forcegauge-operations"
+
+BUDGET = 0.01
+"""An agent's default share of training time."""
+
+
+def operations() -> sdk.Dashboard:
+    """The dashboard of forcegauge itself."""
+    sections: list[Section] = [
+        ("Does forcegauge itself work?", _health()),
+        ("Agents", [_agents(), _overhead(), _durations(), _failures()]),
+        ("Snapshots: queue and workers", [_queue(), _workers(), _ended()]),
+        ("Monitor", [_runs(), _requests(), _store()]),
+    ]
+    text = "forcegauge's own health: agents, overhead, failures, queue, workers and snapshots."
+    return dashboard(UID, text, sections)
+
+
+def _health() -> list[Panel]:
+    waiting = f"sum({series('monitor_snapshots', PLACE, state='queued')}) or vector(0)"
+    failures = f"sum(increase({series('probe_failures_total', PLACE)}[$__range]))"
+    dead = f"max({series('monitor_failed_snapshots', PLACE)})"
+    return [
+        _figure("Runs that train", "sum", "run_active", "Heard of by Prometheus now."),
+        number(
+            Frame("Store", about("Redis, behind the monitor.", "monitor_store_up"), 4, 4),
+            Scale("bool_on_off", 0, ((0.0, "red"), (1.0, "green")), empty="monitor not heard of"),
+            {"store": f"min({series('monitor_store_up', PLACE)})"},
+            filled=True,
+        ),
+        _figure("Workers alive", "sum", "monitor_workers", "They make the snapshots."),
+        number(
+            Frame("Snapshots waiting", about("In all queues.", "monitor_snapshots"), 4, 4),
+            Scale("none", 0),
+            {"waiting": waiting},
+        ),
+        number(
+            Frame(
+                "Snapshots failed for good",
+                about(
+                    "Start them again with `forcegauge monitor requeue`.",
+                    "monitor_failed_snapshots",
+                ),
+                4,
+                4,
+            ),
+            Scale("none", 0, ((0.0, "green"), (1.0, "red")), empty="monitor not heard of"),
+            {"failed": dead},
+        ),
+        number(
+            Frame(
+                "Errors in agents",
+                about("Within the chosen time; trainings went on.", "probe_failures_total"),
+                4,
+                4,
+            ),
+            Scale("none", 0, ((0.0, "green"), (0.5, "red"))),
+            {"errors": failures},
+        ),
+    ]
+
+
+def _figure(title: str, how: str, name: str, text: str) -> Panel:
+    frame = Frame(title, about(text, name), 4, 4)
+    return number(frame, Scale("none", 0), {title: f"{how}({series(name, PLACE)}) or vector(0)"})
+
+
+def _agents() -> Panel:
+    names = ("probe_timestamp_seconds", "probe_duration_seconds", "probe_overhead_ratio")
+    frame = Frame(
+        "Agents (click a run to see what happens in it)",
+        about(
+            "A row for each run seen in this time. A run that trains and whose last probe is long "
+            "ago: its agent is stuck, or its probes fail.",
+            *names,
+            "probe_failures_total",
+            "run_active",
+        ),
+        24,
+        9,
+    )
+    when, duration, share = (last(series(name, PLACE), PLACE) for name in names)
+    failed = f"sum by ({GROUP}) (increase({series('probe_failures_total', PLACE)}[$__range]))"
+    columns = [
+        Column("trains", last(series("run_active", PLACE), PLACE), Scale("bool_yes_no", 0)),
+        Column("last probe", f"{when} * 1000", Scale(AGO, None)),
+        Column("probe took", duration, Scale(SECONDS, 2)),
+        Column("overhead", share, Scale(SHARE, 2, ((0.0, "green"), (BUDGET, "orange")))),
+        Column("errors", failed, Scale("none", 0, ((0.0, "green"), (0.5, "red")))),
+    ]
+    run = [to_run()]
+    labels = {"run": "run", "cluster": "cluster", "namespace": "namespace"}
+    return rows(frame, columns, labels=labels, overrides={"run": run}, sort=("errors",))
+
+
+def _overhead() -> Panel:
+    frame = Frame(
+        "Share of training time that probes took",
+        about("The dashed line is the default budget.", "probe_overhead_ratio"),
+        8,
+        9,
+    )
+    asks = {"{{run}}": f"max by (run) ({series('probe_overhead_ratio', PLACE)})"}
+    scale = Scale(SHARE, 2, ((BUDGET, "orange"),))
+    return lines(frame, scale, asks, limited=True, bounds=(0, None))
+
+
+def _durations() -> Panel:
+    frame = Frame(
+        "How long a probe held up the training",
+        about("A line for each run.", "probe_duration_seconds"),
+        8,
+        9,
+    )
+    asks = {"{{run}}": f"max by (run) ({series('probe_duration_seconds', PLACE)})"}
+    return lines(frame, Scale(SECONDS, 2), asks, bounds=(0, None))
+
+
+def _failures() -> Panel:
+    frame = Frame(
+        "Errors in agents, by the part that failed",
+        about("Per minute over all runs; 0 is healthy.", "probe_failures_total"),
+        8,
+        9,
+    )
+    failed = series("probe_failures_total", PLACE)
+    asks = {"{{reason}}": f"sum by (reason) (rate({failed}[$__rate_interval])) * 60"}
+    return lines(frame, Scale("suffix:/min", 2), asks, bounds=(0, None))
+
+
+def _queue() -> Panel:
+    frame = Frame(
+        "Snapshots in the queues",
+        about(
+            "Waiting ones that only grow: too few workers, or none for that queue.",
+            "monitor_snapshots",
+        ),
+        8,
+        9,
+    )
+    asks = {"{{state}}": f"sum by (state) ({series('monitor_snapshots', PLACE)})"}
+    return lines(frame, Scale("none", 0, empty="nothing waits"), asks, bounds=(0, None))
+
+
+def _workers() -> Panel:
+    frame = Frame(
+        "Workers",
+        about("Idle ones while snapshots wait: they take from another queue.", "monitor_workers"),
+        8,
+        9,
+    )
+    asks = {"{{state}}": f"sum by (state) ({series('monitor_workers', PLACE)})"}
+    return lines(frame, Scale("none", 0, empty="no worker alive"), asks, bounds=(0, None))
+
+
+def _ended() -> Panel:
+    frame = Frame(
+        "Snapshots that ended, by how",
+        about("Counted over the runs that are still known.", "snapshots_total"),
+        8,
+        9,
+    )
+    asks = {"{{state}}": f"sum by (state) ({series('snapshots_total', PLACE)})"}
+    looks = {"done": [fixed("green")], "failed": [fixed("red")]}
+    return lines(frame, Scale("none", 0), asks, overrides=looks, bounds=(0, None))
+
+
+def _runs() -> Panel:
+    frame = Frame(
+        "Runs that the monitor knows",
+        about("Stale: no heartbeat for a minute, and no end told.", "monitor_runs"),
+        8,
+        9,
+    )
+    asks = {"{{state}}": f"sum by (state) ({series('monitor_runs', PLACE)})"}
+    return lines(frame, Scale("none", 0), asks, bounds=(0, None))
+
+
+def _requests() -> Panel:
+    frame = Frame(
+        "Requests to the monitor, by status",
+        about("5xx: the monitor fails; 4xx: callers do.", "monitor_requests_total"),
+        8,
+        9,
+    )
+    rate = f"rate({series('monitor_requests_total', PLACE)}[$__rate_interval])"
+    asks = {"{{code}}": f"sum by (code) ({rate})"}
+    return lines(frame, Scale("reqps", 2), asks, overrides={"5xx": [fixed("red")]})
+
+
+def _store() -> Panel:
+    frame = Frame(
+        "Store, and how much of running snapshots is done",
+        about(
+            "Store at 100 %: Redis answers. A snapshot's line that stands still: its worker is "
+            "gone or stuck.",
+            "monitor_store_up",
+            "monitor_snapshot_progress_ratio",
+        ),
+        8,
+        9,
+    )
+    progress = series("monitor_snapshot_progress_ratio", PLACE)
+    asks = {
+        "store": f"min({series('monitor_store_up', PLACE)})",
+        "{{run}}": f"max by (run) ({progress})",
+    }
+    return lines(frame, Scale(SHARE, 0), asks, bounds=(0, 1))

@@ -1,0 +1,113 @@
+"""PromQL of the dashboards: metrics by their catalogue names, and what several panels ask."""
+
+from __future__ import annotations
+
+from forcegauge.alarms import VERDICTS
+from forcegauge.catalogue import Metric
+from forcegauge.catalogue import metric as agent_metric
+from forcegauge_monitor.catalogue import metric as monitor_metric
+
+PLACE = 'cluster=~"$cluster", namespace=~"$namespace"'
+"""All of a place; ``.*`` matches the absent label too."""
+ONE_RUN = f'{PLACE}, run="$run"'
+RUNS = f'{PLACE}, run=~"$run"'
+OF_RUN = 'run="$run"'
+"""Of the monitor: its series carry the monitor's own cluster and namespace, not the run's."""
+
+GROUP = "cluster, namespace, run"
+SICK = ("squeezing", "diverging", "collapsed")
+WINDOW = "[$__range:$__interval]"
+"""The dashboard's time range, looked at as often as a graph would."""
+
+
+def known(name: str) -> Metric:
+    """The metric of this name, of agent or monitor, without its prefix; raises `KeyError`."""
+    try:
+        return agent_metric(name)
+    except KeyError:
+        return monitor_metric(name)
+
+
+def series(name: str, scope: str, **labels: str) -> str:
+    """A selector: ``squeeze_nats`` of a scope, with exact labels besides."""
+    exact = [f'{label}="{value}"' for label, value in labels.items()]
+    inside = ", ".join(filter(None, (scope, *exact)))
+    return f"{known(name).name}{{{inside}}}" if inside else known(name).name
+
+
+def states(scope: str, names: tuple[str, ...]) -> str:
+    """The run state's series of several verdicts."""
+    return f'{known("run_state").name}{{{scope}, state=~"{"|".join(names)}"}}'
+
+
+def newest(scope: str) -> str:
+    """One series per run, of the process that probed last: a resumed run has several."""
+    probed = series("probe_timestamp_seconds", scope)
+    active = series("run_active", scope)
+    return (
+        f"topk by ({GROUP}) (1, last_over_time({probed}[$__range])"
+        f" or last_over_time({active}[$__range]))"
+    )
+
+
+def last(selector: str, scope: str, by: str = GROUP) -> str:
+    """The last values within the time range, of the run's newest process."""
+    return (
+        f"max by ({by}) (last_over_time({selector}[$__range])"
+        f" and on ({GROUP}, instance) {newest(scope)})"
+    )
+
+
+def coded(selectors: dict[str, str]) -> str:
+    """Verdicts as numbers, 0 warming to 4 collapsed, from a selector for each."""
+    return " or ".join(
+        f"{selectors[verdict]} * {code}" for code, verdict in enumerate(VERDICTS) if code
+    ) + (f" or {selectors['warming']} * 0")
+
+
+def verdict(scope: str, by: str = GROUP) -> str:
+    """The last verdict of each run within the time range, as a number."""
+    each = {v: f"last_over_time({series('run_state', scope, state=v)}[$__range])" for v in VERDICTS}
+    return f"max by ({by}) (({coded(each)}) and on ({GROUP}, instance) {newest(scope)})"
+
+
+def verdict_now(scope: str, by: str) -> str:
+    """The verdict at each moment, as a number, for graphs."""
+    return f"max by ({by}) ({coded({v: series('run_state', scope, state=v) for v in VERDICTS})})"
+
+
+def told_verdict() -> str:
+    """The last verdict that the monitor was told, as a number; it outlives the run's process."""
+    each = {v: series("monitor_run_state", PLACE, state=v) for v in VERDICTS}
+    return f"max by (run) ({coded(each)})"
+
+
+def last_healthy_step(scope: str, at_end: str = "") -> str:
+    """The last probe's step at which the verdict was warming or learning."""
+    step = f"max by ({GROUP}) ({series('probe_step', scope)})"
+    well = f"max by ({GROUP}) ({states(scope, ('warming', 'learning'))}) == 1"
+    return f"max_over_time(({step} and on ({GROUP}) ({well})){WINDOW}{at_end})"
+
+
+def sick_since_step(scope: str) -> str:
+    """The step of the first probe after the last healthy one, of runs that are sick now."""
+    step = f"max by ({GROUP}) ({series('probe_step', scope)})"
+    after = f"min_over_time(({step} > on ({GROUP}) {last_healthy_step(scope, ' @ end()')}){WINDOW})"
+    never_well = f"(min_over_time(({step}){WINDOW}) unless on ({GROUP}) {last_healthy_step(scope)})"
+    return f"({after} or {never_well}) and on ({GROUP}) ({verdict(scope)} >= 2)"
+
+
+def verdict_since(scope: str) -> str:
+    """When the current verdict began, in Unix time; the range's start where it is older."""
+    by = f"{GROUP}, state"
+    state = f"max by ({by}) ({series('run_state', scope)})"
+    began = f"max_over_time(timestamp({state} == 0){WINDOW})"
+    always = f"min_over_time(timestamp({state}){WINDOW})"
+    holds = last(series("run_state", scope), scope, by)
+    return f"max by ({GROUP}) (({began} or {always}) and on ({by}) ({holds} == 1))"
+
+
+def told_since() -> str:
+    """When the monitor was first told of a run's last verdict, in Unix time."""
+    told = f"max by (run, state) ({series('monitor_run_state', PLACE)})"
+    return f"max by (run) (min_over_time(timestamp({told}){WINDOW}) and on (run, state) {told})"
