@@ -33,7 +33,7 @@ SCORES = "scores"
 STEPS = [END, PIECE, BEGIN]
 
 
-class Credit(transports.QoS):  # type: ignore[misc]
+class Credit(transports.QoS):
     """Gives a message's credit back also where Redis dies before the message is acknowledged.
 
     A worker without credit reads no more, and so does not even notice that its connection is gone
@@ -43,17 +43,17 @@ class Credit(transports.QoS):  # type: ignore[misc]
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message."""
         try:
-            super().ack(delivery_tag)
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
         except AWAY:
-            virtual.QoS.ack(self, delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
             raise
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Give a message back, or drop it."""
         try:
-            super().reject(delivery_tag, requeue)
+            super().reject(delivery_tag, requeue)  # type: ignore[no-untyped-call]
         except AWAY:
-            virtual.QoS.ack(self, delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
             raise
 
 
@@ -83,8 +83,10 @@ def make_app(settings: Settings) -> Celery:
         broker_transport_options={
             "global_keyprefix": PREFIX,
             "visibility_timeout": settings.visibility_seconds,
-            # a worker that is killed while it looks for lost messages keeps nobody else from it
+            # what lost workers held is looked for every ten seconds, by one worker at a time, and a
+            # worker that is killed meanwhile does not keep the others from it for long
             "unacked_mutex_expire": 30,
+            "unacked_restore_throttle": 1,
             "priority_steps": STEPS,
             "queue_order_strategy": "priority",
             "socket_connect_timeout": 5,
