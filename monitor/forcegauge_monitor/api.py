@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Path, Query, Response, Security
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response, Security
+from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
@@ -29,7 +30,7 @@ from forcegauge_monitor.exporter import Requests, exposition, make_registry
 from forcegauge_monitor.guard import Guard
 from forcegauge_monitor.problems import RESPONSES, add_problems
 from forcegauge_monitor.records import Run, Snapshot
-from forcegauge_monitor.runbooks import runbook
+from forcegauge_monitor.runbooks import as_page, contents, runbook
 from forcegauge_monitor.settings import Settings
 from forcegauge_monitor.store import Store
 
@@ -186,12 +187,35 @@ def _pages(store: Store, requests: Requests) -> APIRouter:
         """The live runs' addresses, for Prometheus' ``http_sd_configs``: always all of them."""
         return Response(f"[{','.join(store.targets())}]", media_type="application/json")
 
-    @routes.get("/runbooks/{alert}", response_class=Response)
-    def book(alert: Annotated[str, Path(max_length=64)]) -> Response:
-        """What an alert means and what to do."""
-        text = runbook(alert)
+    @routes.get("/runbooks", response_class=RedirectResponse, status_code=307)
+    def all_books() -> str:
+        """To the list, so that its links are relative to it."""
+        return "runbooks/"
+
+    @routes.get("/runbooks/", response_class=Response, responses=MARKUP)
+    def list_of_books(request: Request) -> Response:
+        """All alerts with what they say, each a link to its page."""
+        return _book(request, contents())
+
+    @routes.get("/runbooks/{alert}", response_class=Response, responses=MARKUP)
+    def book(request: Request, alert: Annotated[str, Path(max_length=64)]) -> Response:
+        """What an alert means and what to do: HTML for a browser, Markdown for the rest."""
+        text = runbook(alert.removesuffix(".md"))
         if text is None:
             raise HTTPException(404, "No alert of this name is known.")
-        return Response(text, media_type="text/markdown")
+        return _book(request, text)
 
     return routes
+
+
+def _book(request: Request, text: str) -> Response:
+    headers = {"Vary": "Accept", "Content-Security-Policy": CONTENT_ONLY}
+    if "text/html" in request.headers.get("accept", ""):
+        return HTMLResponse(as_page(text), headers=headers)
+    return Response(text, media_type="text/markdown", headers=headers)
+
+
+MARKUP: dict[int | str, dict[str, Any]] = {200: {"content": {"text/markdown": {}, "text/html": {}}}}
+
+CONTENT_ONLY = "default-src 'none'; style-src 'unsafe-inline'"
+"""A runbook runs no script and loads nothing."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from forcegauge_monitor.alerts import ALERTS
 from forcegauge_monitor.store import Store
 from tests.monitor.asking import RUNS, Api, api, is_problem
 from tests.servers import redis_server
@@ -294,11 +295,32 @@ def test_an_error_of_our_own_is_a_problem_without_its_text(
 
 
 def test_every_alert_has_a_runbook(it: Api) -> None:
-    for alert in ("ForceGaugeSqueezing", "ForceGaugeArgmaxMassSpike", "ForceGaugeCollapsed"):
-        answer = it.client.get(f"/runbooks/{alert}")
+    for row in ALERTS:
+        answer = it.client.get(f"/runbooks/{row.name}")
         assert answer.headers["content-type"].startswith("text/markdown")
-        assert answer.text.startswith(f"# {alert}\n")
+        assert answer.text.startswith(f"# {row.name}\n")
     assert is_problem(it.client.get("/runbooks/ForceGaugeNone"), 404)
+
+
+def test_a_browser_gets_a_runbook_as_a_page_without_scripts(it: Api) -> None:
+    seen = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    answer = it.client.get("/runbooks/ForceGaugeSqueezing", headers=seen)
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "<h1>ForceGaugeSqueezing</h1>" in answer.text
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert answer.headers["vary"] == "Accept"
+
+
+def test_links_between_runbooks_lead_there_from_the_monitor_too(it: Api) -> None:
+    page, plain = (it.client.get(f"/runbooks/ForceGaugeSqueezing{end}") for end in (".md", ""))
+    assert page.text == plain.text
+
+
+def test_runbooks_are_listed(it: Api) -> None:
+    answer = it.client.get("/runbooks", headers={"Accept": "text/html"})
+    assert answer.url.path == "/runbooks/"
+    for row in ALERTS:
+        assert f'<a href="{row.name}">{row.name}</a> ({row.severity})' in answer.text
 
 
 def test_ready_needs_redis_and_health_does_not(it: Api) -> None:
