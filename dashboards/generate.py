@@ -11,6 +11,10 @@ from dashboards.frame import written
 from dashboards.operations import operations
 from dashboards.run import run
 from dashboards.snapshots import snapshots
+from forcegauge_monitor.alert_texts import Places
+from forcegauge_monitor.grafana_rules import provisioned
+from forcegauge_monitor.rules import operator, prometheus
+from forcegauge_monitor.rules import written as in_yaml
 
 DASHBOARDS = (fleet, run, snapshots, compare, operations)
 
@@ -29,6 +33,7 @@ def generated() -> Files:
 
 def _files() -> Iterator[tuple[Path, str]]:
     yield from _dashboards()
+    yield from _rules()
 
 
 def _dashboards() -> Iterator[tuple[Path, str]]:
@@ -37,6 +42,17 @@ def _dashboards() -> Iterator[tuple[Path, str]]:
         text = written(made())
         yield ROOT / "grafana" / name, text
         yield SHIPPED / "dashboards" / name, text
+
+
+def _rules() -> Iterator[tuple[Path, str]]:
+    places = Places()
+    rules = {
+        "rules": prometheus(places),
+        "prometheusrule": operator(places),
+        "grafana": provisioned(places),
+    }
+    for name, made in rules.items():
+        yield ROOT / "rules" / f"forcegauge.{name}.yaml", in_yaml(made)
 
 
 def write_all() -> None:

@@ -5,8 +5,6 @@ Nothing here needs more than the agent's own tables, so that `forcegauge monitor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from forcegauge.alarms import ALARMS, COLLAPSE, Alarm, Condition
 from forcegauge.detectors import LABELS
 from forcegauge_monitor.alert import HELD, OF_A_RUN, Alert, Figure, by, held
@@ -156,11 +154,8 @@ def _collapsed() -> Alert:
     )
 
 
-def _all() -> Iterator[Alert]:
-    yield from (_of_alarm(row) for row in ALARMS)
-    yield _collapsed()
-    yield from META
+OF_RUNS = (*(_of_alarm(row) for row in ALARMS), _collapsed())
+"""What happens to a model."""
 
-
-ALERTS = tuple(_all())
+ALERTS = (*OF_RUNS, *META)
 """Every alert."""
