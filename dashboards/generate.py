@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from dashboards.books import pages
 from dashboards.compare import compare
 from dashboards.fleet import fleet
 from dashboards.frame import written
@@ -34,6 +35,7 @@ def generated() -> Files:
 def _files() -> Iterator[tuple[Path, str]]:
     yield from _dashboards()
     yield from _rules()
+    yield from pages(ROOT / "runbooks", SHIPPED / "runbooks")
 
 
 def _dashboards() -> Iterator[tuple[Path, str]]:

@@ -39,8 +39,7 @@ def alert(status: str, **labels: str) -> dict[str, Any]:
     known = {"alertname": "ForceGaugeSqueezing", "severity": "warning", "run": "demo", **labels}
     told = {
         "summary": "A run is squeezing.",
-        "description": "At step 36 the squeeze is +0.89 nats beyond sharpening.",
-        "advice": "Run SFT on both answers first.",
+        "description": "demo at step 36: +0.89 nats, above 0.50. Run SFT on both answers first.",
         "dashboard_url": "http://grafana/d/forcegauge-run?var-cluster=c1&var-run=demo",
         "runbook_url": f"http://monitor/runbooks/{known['alertname']}",
     }
@@ -142,7 +141,7 @@ def test_a_resolved_message_says_when_it_ended(template: str, tmp_path: Path) ->
     assert "ForceGaugeSqueezing" in message
     assert "is over since 2026-11-21 14:30:00 UTC" in message
     assert "var-run=demo" in message
-    assert "What to do" not in message
+    assert "0.89" not in message
 
 
 def test_links_are_those_of_the_first_alert_that_fires(tmp_path: Path) -> None:
