@@ -133,7 +133,7 @@ def _bands() -> Panel:
         24,
         8,
     )
-    return verdicts(frame, {"{{run}}": verdict_now(PLACE, "run")})
+    return verdicts(frame, {"{{run}}": verdict_now(PLACE)})
 
 
 def _squeeze() -> Panel:

@@ -71,9 +71,10 @@ def verdict(scope: str, by: str = GROUP) -> str:
     return f"max by ({by}) (({coded(each)}) and on ({GROUP}, instance) {newest(scope)})"
 
 
-def verdict_now(scope: str, by: str) -> str:
-    """The verdict at each moment, as a number, for graphs."""
-    return f"max by ({by}) ({coded({v: series('run_state', scope, state=v) for v in VERDICTS})})"
+def verdict_now(scope: str) -> str:
+    """The verdict of each run at each moment, as a number, for graphs."""
+    worst = (VERDICTS[code:] for code in range(1, len(VERDICTS)))
+    return " + ".join(f"max by (run) ({states(scope, names)})" for names in worst)
 
 
 def told_verdict() -> str:
@@ -84,27 +85,27 @@ def told_verdict() -> str:
 
 def last_healthy_step(scope: str, at_end: str = "") -> str:
     """The last probe's step at which the verdict was warming or learning."""
-    step = f"max by ({GROUP}) ({series('probe_step', scope)})"
-    well = f"max by ({GROUP}) ({states(scope, ('warming', 'learning'))}) == 1"
-    return f"max_over_time(({step} and on ({GROUP}) ({well})){WINDOW}{at_end})"
+    # subqueries take plain series and are aggregated afterwards: ten times faster
+    well = f"{states(scope, ('warming', 'learning'))} == 1"
+    step = f"{series('probe_step', scope)} and on ({GROUP}, instance) ({well})"
+    return f"max by ({GROUP}) (max_over_time(({step}){WINDOW}{at_end}))"
 
 
 def sick_since_step(scope: str) -> str:
     """The step of the first probe after the last healthy one, of runs that are sick now."""
-    step = f"max by ({GROUP}) ({series('probe_step', scope)})"
-    after = f"min_over_time(({step} > on ({GROUP}) {last_healthy_step(scope, ' @ end()')}){WINDOW})"
-    never_well = f"(min_over_time(({step}){WINDOW}) unless on ({GROUP}) {last_healthy_step(scope)})"
-    return f"({after} or {never_well}) and on ({GROUP}) ({verdict(scope)} >= 2)"
+    step, well = series("probe_step", scope), last_healthy_step(scope, " @ end()")
+    after = f"min_over_time(({step} > on ({GROUP}) group_left () {well}){WINDOW})"
+    first = f"min_over_time({step}[$__range]) unless on ({GROUP}) {last_healthy_step(scope)}"
+    return f"min by ({GROUP}) ({after} or ({first})) and on ({GROUP}) ({verdict(scope)} >= 2)"
 
 
 def verdict_since(scope: str) -> str:
     """When the current verdict began, in Unix time; the range's start where it is older."""
     by = f"{GROUP}, state"
-    state = f"max by ({by}) ({series('run_state', scope)})"
-    began = f"max_over_time(timestamp({state} == 0){WINDOW})"
-    always = f"min_over_time(timestamp({state}){WINDOW})"
-    holds = last(series("run_state", scope), scope, by)
-    return f"max by ({GROUP}) (({began} or {always}) and on ({by}) ({holds} == 1))"
+    held = f"timestamp({series('run_state', scope)} == 1){WINDOW}"
+    holds = f"({last(series('run_state', scope), scope, by)} == 1)"
+    another = f"max by ({GROUP}) (max_over_time({held}) unless on ({by}) {holds})"
+    return f"({another} or min by ({GROUP}) (min_over_time({held}) and on ({by}) {holds}))"
 
 
 def told_since() -> str:

@@ -22,7 +22,6 @@ from dashboards.looks import (
 )
 from dashboards.panels import Frame, Panel, Scale, about, lines, number, verdicts, words
 from dashboards.promql import (
-    GROUP,
     ONE_RUN,
     last,
     last_healthy_step,
@@ -64,7 +63,7 @@ def _answer() -> list[Panel]:
             filled=True,
         ),
         number(_sick_frame(), Scale(STEP, 0, empty="not sick"), {"step": sick_since_step(ONE_RUN)}),
-        number(_healthy_frame(), well, {"step": _last_healthy()}),
+        number(_healthy_frame(), well, {"step": last_healthy_step(ONE_RUN)}),
         number(_since_frame(), Scale(AGO, None), {"since": f"{verdict_since(ONE_RUN)} * 1000"}),
         number(
             Frame("Last probe: step", about("Newest numbers.", "probe_step"), 4, 4),
@@ -77,10 +76,6 @@ def _answer() -> list[Panel]:
             {"when": f"{last(series('probe_timestamp_seconds', ONE_RUN), ONE_RUN)} * 1000"},
         ),
     ]
-
-
-def _last_healthy() -> str:
-    return f"max by ({GROUP}) ({last_healthy_step(ONE_RUN)})"
 
 
 def _sick_frame() -> Frame:
@@ -108,7 +103,7 @@ def _advice() -> Panel:
 
 def _bands() -> Panel:
     frame = Frame("Verdict over time", about("One band; a gap: not heard of.", "run_state"), 12, 7)
-    return verdicts(frame, {"{{run}}": verdict_now(ONE_RUN, "run")})
+    return verdicts(frame, {"{{run}}": verdict_now(ONE_RUN)})
 
 
 def _steps() -> Panel:
