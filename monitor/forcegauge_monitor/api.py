@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response, Security
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -134,6 +134,21 @@ def _snapshots(settings: Settings, store: Store, submit: Submit) -> APIRouter:
         """A run's snapshots, the oldest first."""
         _known(store, run)
         return SnapshotList(snapshots=[replace(e, metrics={}) for e in store.snapshots(run)])
+
+    @routes.get("/snapshots")
+    def failed(state: Literal["failed"] = "failed") -> SnapshotList:
+        """The snapshots of all runs that failed, with the reason, the oldest first."""
+        return SnapshotList(snapshots=[replace(each, metrics={}) for each in store.dead()])
+
+    @routes.post("/runs/{run}/snapshots/{key}/requeue", status_code=202)
+    def requeued(run: RunName, key: Key) -> Asked:
+        """Queue a snapshot again that failed, was cancelled or superseded; 409 for any other."""
+        again = store.requeue(run, key)
+        if again is None:
+            state = _found(store, run, key).state
+            raise HTTPException(409, f"The snapshot {key} is {state}: nothing to queue again.")
+        submit(again)
+        return Asked(id=again.id, state=again.state)
 
     @routes.get("/runs/{run}/snapshots/{key}")
     def snapshot(run: RunName, key: Key) -> Snapshot:

@@ -122,6 +122,23 @@ def test_a_snapshot_shows_its_progress_and_then_its_numbers(it: Api) -> None:
     assert (listed["id"], listed["metrics"]) == (key, {})
 
 
+def test_failed_snapshots_are_listed_and_queued_again(it: Api) -> None:
+    it.register()
+    key = it.ask().json()["id"]
+    place = f"{RUNS}/a/snapshots/{key}/requeue"
+    assert is_problem(it.client.post(place), 409)
+    it.store.fail("a", key, "the disk is full")
+    found = it.client.get("/api/v1/snapshots", params={"state": "failed"}).json()["snapshots"]
+    assert [(each["run"], each["id"], each["reason"]) for each in found] == [
+        ("a", key, "the disk is full")
+    ]
+    answer = it.client.post(place)
+    assert (answer.status_code, answer.json()) == (202, {"id": key, "state": "queued"})
+    assert [each.id for each in it.submitted] == [key, key]
+    assert it.client.get("/api/v1/snapshots").json() == {"snapshots": []}
+    assert is_problem(it.client.post(f"{RUNS}/a/snapshots/none/requeue"), 404)
+
+
 def test_a_snapshot_is_cancelled(it: Api) -> None:
     it.register()
     key = it.ask(5).json()["id"]
