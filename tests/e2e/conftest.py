@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,18 +11,21 @@ from pathlib import Path
 import pytest
 
 from forcegauge.record import Line, probes_by_phase, read_record
-from tests.servers import Prometheus, free_port, prometheus
+from tests.e2e.alerting import Message, settle, watching
+from tests.servers import Prometheus, free_port
 
-DEMO_SECONDS = 1500
+DEMO_SECONDS = 3600
 
 
 @dataclass(frozen=True)
 class DemoRun:
-    """A finished demo: where it is, what it printed, what Prometheus saw of it meanwhile."""
+    """A finished demo: where it is, what it printed, what Prometheus saw of it and the webhook
+    heard of it meanwhile."""
 
     directory: Path
     printed: str
     series: dict[str, list[dict[str, object]]]
+    heard: tuple[Message, ...]
 
     @property
     def lines(self) -> list[Line]:
@@ -42,22 +46,24 @@ class DemoRun:
 def demo(folder: Path, *options: str) -> DemoRun:
     folder.mkdir()
     port, run = free_port(), folder / "run"
-    with prometheus(folder, [f"127.0.0.1:{port}"]) as scraping:
+    with watching(folder) as watch:
         program = str(Path(sys.executable).with_name("forcegauge"))
         done = subprocess.run(
             [program, "demo", "--port", str(port), "-o", str(run), *options],
+            env={**os.environ, "FORCEGAUGE_MONITOR": watch.monitor},
             capture_output=True,
             text=True,
             timeout=DEMO_SECONDS,
             check=False,
         )
         assert done.returncode == 0, done.stderr + done.stdout
-        series = seen(scraping)
+        series = seen(watch.prometheus)
+        settle()
     assert done.stderr == ""
     # 2 GB a run, which pytest would keep for three sessions
     for weights in run.glob("*/checkpoint-*/model.safetensors"):
         weights.unlink()
-    return DemoRun(run, done.stdout, series)
+    return DemoRun(run, done.stdout, series, tuple(watch.heard))
 
 
 def seen(scraping: Prometheus) -> dict[str, list[dict[str, object]]]:
@@ -67,7 +73,7 @@ def seen(scraping: Prometheus) -> dict[str, list[dict[str, object]]]:
         "max_over_time(forcegauge_squeeze_nats[1h])",
         'min_over_time(forcegauge_logprob_change_nats{response_type="other_prompt"}[1h])',
         "max_over_time(forcegauge_run_state[1h])",
-        'count(count by (__name__) (last_over_time({__name__=~"forcegauge_.+"}[1h])))',
+        'count(count by (__name__) (last_over_time({job="forcegauge",__name__=~"force.+"}[1h])))',
     )
     return {query: scraping.query(query) for query in queries}
 

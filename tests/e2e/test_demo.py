@@ -124,7 +124,7 @@ def test_a_real_prometheus_scraped_the_run_while_it_trained(squeezed: DemoRun) -
     assert value(squeezed, states, state="squeezing") == 1
     assert value(squeezed, states, state="diverging") == 0
     (names,) = squeezed.series[
-        'count(count by (__name__) (last_over_time({__name__=~"forcegauge_.+"}[1h])))'
+        'count(count by (__name__) (last_over_time({job="forcegauge",__name__=~"force.+"}[1h])))'
     ]
     assert 20 < float(names["value"][1]) <= len(METRICS)  # type: ignore[index]
 
