@@ -28,7 +28,7 @@ from dashboards.panels import (
     number,
     rows,
 )
-from dashboards.promql import OF_RUN, ONE_RUN, series, verdict
+from dashboards.promql import OF_RUN, ONE_RUN, WINDOW, series, verdict
 from forcegauge.probes import RESPONSE_TYPES
 from forcegauge_monitor.catalogue import UPDATED
 
@@ -109,16 +109,18 @@ def _kernel() -> Panel:
     frame = Frame(
         "How strongly training on a column's answers moves a row's (kernel norm)",
         about(
-            "The darker, the stronger. Large values beside chosen's own: what is learned there "
-            "spills over to that type. It has no direction; who raises whom is at the right.",
+            "As a share of the strongest pair; the bluer, the stronger. A type near 100 % moves "
+            "with whatever is learned there. It has no direction: who raises whom is at the "
+            "right.",
             "entk_norm",
         ),
-        15,
+        12,
         12,
     )
-    expr = _last("entk_norm", "observed, updated")
-    looks = _cells("continuous-blues")
-    scale = Scale("sishort", None, empty=EMPTY)
+    norm = _last("entk_norm", "observed, updated")
+    expr = f"{norm} / scalar(max({norm}))"
+    looks = [*_cells("continuous-blues"), prop("min", 0), prop("max", 1)]
+    scale = Scale(SHARE, 0, empty=EMPTY)
     return matrix(frame, scale, expr, ("observed", "updated"), RESPONSE_TYPES, looks)
 
 
@@ -130,7 +132,7 @@ def _attribution() -> Panel:
             "them. A healthy preference run lowers rejected, not the others.",
             "attribution_nats",
         ),
-        9,
+        12,
         12,
     )
     expr = _last("attribution_nats", "observed, updated")
@@ -169,16 +171,18 @@ def _predicted() -> Panel:
 
 
 def _measured() -> str:
-    step = f"max by (run) ({series('snapshot_step', OF_RUN)})"
-    newest = f"max by (run) (last_over_time({series('snapshot_step', OF_RUN)}[$__range] @ end()))"
-    before = f"max_over_time(({step} < on (run) {newest})[$__range:$__interval] @ end())"
+    step = series("snapshot_step", OF_RUN)
+    newest = f"max by (run) (last_over_time({step}[$__range] @ end()))"
+    # looks ahead, for @ end() inside another @ end() finds nothing
+    later = f"max by (run) (max_over_time({step}[$__range] offset -$__range))"
+    before = f"max_over_time((max by (run) ({step}) < on (run) {later}){WINDOW} @ end())"
     return f"max by (response_type) ({_level_at(newest)} - {_level_at(before)})"
 
 
 def _level_at(step: str) -> str:
     level = f"max by (run, response_type) ({series('logprob_nats', ONE_RUN)})"
     probed = f"max by (run) ({series('probe_step', ONE_RUN)}) <= on (run) {step}"
-    return f"last_over_time(({level} and on (run) ({probed}))[$__range:$__interval])"
+    return f"last_over_time(({level} and on (run) ({probed})){WINDOW})"
 
 
 def _over_time() -> Panel:
