@@ -29,7 +29,8 @@ from forcegauge_monitor.entk.plan import ROWS, Plan, Work, make_plan, size_of
 from forcegauge_monitor.entk.rows import all_logprobs, make_batches, response_logprobs
 from forcegauge_monitor.entk.samples import probe_rows
 from tests.benchmarks import entk_bergson
-from tests.benchmarks.scoring import TYPES, clocked, load, make_sequences, memory
+from tests.benchmarks.measuring import clocked, memory
+from tests.benchmarks.scoring import TYPES, load, make_sequences
 
 SHAPE = (32, 16)
 """Mean tokens of a prompt and of a response."""

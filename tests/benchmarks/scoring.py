@@ -1,18 +1,15 @@
 """Scoring side by side, in alternation: this package, the authors' way, TRL, lm-eval, floors.
 
-make bench-scoring   # every case, then agent/scoring.md and its picture (about 12 minutes)
+make bench-scoring   # every case, then agent/scoring.md and its picture (about 20 minutes)
 python -m tests.benchmarks.scoring --quick
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +31,8 @@ from forcegauge.encoding import TokenSequence
 from forcegauge.head import Head
 from forcegauge.reductions import CHUNK, Statistics, slices
 from forcegauge.scorer import TOKEN_BUDGET
-from tests.benchmarks import scoring_page
+from tests.benchmarks import scoring_memory, scoring_page
+from tests.benchmarks.measuring import Row, clocked, measure
 
 TYPES = 12
 SHAPES = {"tiny": (16, 12), "short": (64, 48), "typical": (128, 96), "long": (1024, 128)}
@@ -79,20 +77,6 @@ CASES = [
     Case("gpt2", "typical", "float32", prompts=1, rounds=2),
 ]
 QUICK = [Case("smollm2", "tiny", dtype, 1, 1, (1, 4), 4) for dtype in ("float32", "bfloat16")]
-
-
-@dataclass
-class Row:
-    """What one contender took: seconds of each round, peak memory above what stood before, largest
-    difference of a response's log-prob per token from ours; seconds per response of each batch
-    size."""
-
-    way: str
-    batch: int | None = None
-    seconds: list[float] = field(default_factory=list)
-    peak_mib: float = 0.0
-    apart_nats: float = 0.0
-    tried: dict[int, float] = field(default_factory=dict)
 
 
 def load(name: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -242,38 +226,6 @@ def floor_seconds(model: PreTrainedModel, sequences: Sequence[TokenSequence]) ->
     return float(2 * (tokens * body + answers * head.weight.numel()) / rate)
 
 
-def clocked(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def memory(name: str) -> float:
-    """A field of this process's memory status, in MiB (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(name))
-
-
-def release_memory() -> None:
-    """What is free goes back to the system, and the peak of memory starts anew (Linux)."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def measure(row: Row, call: Callable[[], Tensor], lengths: Tensor, base: Tensor | None) -> Tensor:
-    """One more round of a contender; its log-probs per token."""
-    release_memory()
-    before, start = memory("VmRSS"), time.perf_counter()
-    means = call() / lengths
-    row.seconds.append(time.perf_counter() - start)
-    row.peak_mib = max(row.peak_mib, memory("VmHWM") - before)
-    if base is not None:
-        row.apart_nats = max(row.apart_nats, float((means - base).abs().max()))
-    return means
-
-
 def shares_of(run: Callable[[], object]) -> dict[str, float]:
     """Shares of the time of one pass, by a profile."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
@@ -297,38 +249,63 @@ def _part(event: Any) -> str:
     return "other"
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A model and the sequences that every way scores; ``lengths`` are of the responses."""
+
+    model: PreTrainedModel
+    head: Head
+    sequences: list[TokenSequence]
+    lengths: Tensor
+
+
+def prepare(model: str, shape: str, dtype: str, prompts: int) -> Prepared:
+    """What a case needs."""
+    loaded = load(model, getattr(torch, dtype))
+    vocabulary = heads.text_config(loaded).vocab_size
+    sequences = make_sequences(prompts, SHAPES[shape], vocabulary)
+    lengths = torch.tensor([len(item.response) for item in sequences])
+    return Prepared(loaded, heads.head_of(loaded), sequences, lengths)
+
+
+def own_calls(of: Prepared) -> dict[str, Callable[[], Tensor]]:
+    """This package's ways, and the forward that they cannot do without."""
+    bare = BareHead(of.head.module, of.head.scale, of.head.cap)
+    return {
+        "shared": partial(ours, of.model, of.sequences, "shared", of.head),
+        "cached": partial(ours, of.model, of.sequences, "cached", of.head),
+        "bare forward": partial(ours, of.model, of.sequences, "shared", bare),
+    }
+
+
 def run_case(case: Case, done: Callable[[str], None]) -> dict[str, Any]:
     """Every contender of a case: batch sizes tried, then rounds in alternation, then a profile."""
-    model = load(case.model, getattr(torch, case.dtype))
-    vocabulary = heads.text_config(model).vocab_size
-    sequences = make_sequences(case.prompts, SHAPES[case.shape], vocabulary)
-    lengths = torch.tensor([len(item.response) for item in sequences])
-    plain = heads.head_of(model)
-    bare, marked = (kind(plain.module, plain.scale, plain.cap) for kind in (BareHead, MarkedHead))
-    few = sorted(sequences, key=lambda item: item.type)[: case.tried]
-    ours(model, few, "shared", plain)
-    rows = [Row("shared"), Row("cached"), Row("bare forward")]
-    calls: list[Callable[[], Tensor]] = [
-        partial(ours, model, sequences, "shared", plain),
-        partial(ours, model, sequences, "cached", plain),
-        partial(ours, model, sequences, "shared", bare),
-    ]
+    of = prepare(case.model, case.shape, case.dtype, case.prompts)
+    few = sorted(of.sequences, key=lambda item: item.type)[: case.tried]
+    ours(of.model, few, "shared", of.head)
+    calls = own_calls(of)
+    rows = {name: Row(name) for name in calls}
     for name, way in OTHERS.items():
-        tried = {size: clocked(partial(way, model, few, size)) / len(few) for size in case.sizes}
+        tried = {size: clocked(partial(way, of.model, few, size)) / len(few) for size in case.sizes}
         best = min(tried, key=lambda size: tried[size])
-        rows.append(Row(name, best, tried=tried))
-        calls.append(partial(way, model, sequences, best))
+        rows[name] = Row(name, best, tried=tried)
+        calls[name] = partial(way, of.model, of.sequences, best)
         done(f"{case.model}, {case.shape}: {name}")
     floors = Row("matrix products")
     for _ in range(case.rounds):
-        floors.seconds.append(floor_seconds(model, sequences))
+        floors.seconds.append(floor_seconds(of.model, of.sequences))
         base = None
-        for row, call in zip(rows, calls, strict=True):
-            found = measure(row, call, lengths, None if row.way == "bare forward" else base)
+        for name, call in calls.items():
+            found = measure(rows[name], call, of.lengths, None if name == "bare forward" else base)
             base = found if base is None else base
-            done(f"{case.model}, {case.shape}: {row.way}")
-    parts = shares_of(partial(ours, model, sequences, "shared", marked))
-    measured = [asdict(row) for row in (*rows, floors)]
+            done(f"{case.model}, {case.shape}: {name}")
+    marked = MarkedHead(of.head.module, of.head.scale, of.head.cap)
+    parts = shares_of(partial(ours, of.model, of.sequences, "shared", marked))
+    sizes = {name: row.batch for name, row in rows.items() if row.batch is not None}
+    for name, mib in scoring_memory.peaks(case, sizes).items():
+        rows[name].peak_mib = mib
+    done(f"{case.model}, {case.shape}: memory")
+    measured = [asdict(row) for row in (*rows.values(), floors)]
     return {**asdict(case), "rows": measured, "shares": parts, **machine()}
 
 
@@ -340,7 +317,13 @@ def machine() -> dict[str, Any]:
 
 def steps(cases: Sequence[Case]) -> int:
     """Contender runs of some cases, for the progress bar."""
-    return sum(len(OTHERS) + case.rounds * (len(OTHERS) + 3) for case in cases)
+    return sum(1 + len(OTHERS) + case.rounds * (len(OTHERS) + 3) for case in cases)
+
+
+def quiet() -> None:
+    """No library's own messages."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    disable_progress_bar()
 
 
 @click.command()
@@ -351,8 +334,7 @@ def steps(cases: Sequence[Case]) -> int:
 def main(quick: bool, results: Path, page: Path | None) -> None:
     """Measure every case, a line of JSON each, and write the page."""
     cases = QUICK if quick else CASES
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    disable_progress_bar()
+    quiet()
     results.parent.mkdir(parents=True, exist_ok=True)
     results.unlink(missing_ok=True)
     text = TextColumn("{task.description:<32}")

@@ -92,15 +92,17 @@ def case_table(case: Case) -> str:
         "",
         f"Prompts: {case['prompts']}, with 12 responses each. Rounds: {case['rounds']}.",
         "",
-        "| way | batch | seconds | times ours | peak MiB | apart, nats/token | tried: s/response |",
-        "|---|--:|--:|--:|--:|--:|---|",
+        "| way | batch | seconds | times ours | peak MiB | grown MiB | apart, nats/token "
+        "| tried: s/response |",
+        "|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     for row in case["rows"]:
         way = row["way"]
         tried = ", ".join(f"{size}: {spent:.3f}" for size, spent in row["tried"].items())
         floor = way in ("bare forward", "matrix products")
         apart = "" if floor or way == "shared" else f"{row['apart_nats']:.0e}"
-        memory = "" if way == "matrix products" else f"{row['peak_mib']:.0f}"
+        memory = f"{row['peak_mib']:.0f} | {row['grown_mib']:.0f}"
+        memory = " | " if way == "matrix products" else memory
         lines.append(
             f"| {NAMES[way]} | {row['batch'] or ''} | {seconds(case, way):.2f} "
             f"| {times(case, way):.2f} | {memory} | {apart} | {tried} |"
@@ -147,8 +149,10 @@ products of the weights with each unique token once, at the rate `torch.mm` reac
 attention is not in it. Ours makes its float32 products with oneDNN \
 (`forcegauge/products.py`), the floor and the other ways with PyTorch's own choice, MKL: ours can \
 be under the floor, and part of its lead in float32 is the library; in bfloat16 all use the same. \
-*Bare forward*: our packed rows with the head's product and no statistics. *Peak*: memory above \
-what stood before the run, the weights among it. *Apart*: \
+*Bare forward*: our packed rows with the head's product and no statistics. *Peak*: the most \
+memory held above what stood before, the weights among it, in a process whose allocator gives \
+freed memory back at once; *grown*: the most that the process grew by with glibc's own settings, \
+which keep freed memory for later. *Apart*: \
 largest difference of a response's mean log-prob per token from ours; in bfloat16 batching alone \
 changes logits, and TRL and lm-evaluation-harness normalise in bfloat16 too.
 
