@@ -1,4 +1,5 @@
-"""What beat does every so often: stale runs, retention, work nobody does, folders with checkpoints.
+"""What beat does every so often: stale runs, retention, work nobody does, folders with checkpoints,
+annotations.
 
 Beat does these itself and sends no message for them: they take milliseconds, and a worker may be
 busy for hours. Each may be done by two beats at once, and none remembers anything.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -15,6 +17,7 @@ from celery.beat import ScheduleEntry, Scheduler
 from kombu.exceptions import OperationalError
 
 from forcegauge.textfiles import first_line
+from forcegauge_monitor.annotations import Annotator
 from forcegauge_monitor.broker import SCORES, make_app, send, waiting
 from forcegauge_monitor.records import Snapshot
 from forcegauge_monitor.settings import Settings
@@ -25,6 +28,7 @@ logger = logging.getLogger(__name__)
 REAP_SECONDS = 10.0
 RETAIN_SECONDS = 600.0
 WATCH_SECONDS = 30.0
+ANNOTATE_SECONDS = 10.0
 
 
 class Chores(Scheduler):  # type: ignore[misc]
@@ -60,14 +64,20 @@ def add_chores(app: Celery, settings: Settings, store: Store) -> None:
         for each in store.watches():
             app.send_task("forcegauge.score", (each.run,), queue=SCORES, expires=WATCH_SECONDS)
 
-    seconds = {
+    chores = {
         reap: REAP_SECONDS,
         retain: RETAIN_SECONDS,
         sweep: settings.lease_seconds / 2,
         watch: WATCH_SECONDS,
     }
+    if settings.grafana_url:
+        chores[Annotator(settings, store).annotate] = ANNOTATE_SECONDS
+    _schedule(app, chores)
+
+
+def _schedule(app: Celery, chores: dict[Callable[[], None], float]) -> None:
     schedule = {}
-    for chore, every in seconds.items():
+    for chore, every in chores.items():
         task = app.task(chore, name=f"forcegauge.{chore.__name__}")
         schedule[chore.__name__] = {"task": task.name, "schedule": every}
     app.conf.update(beat_scheduler=Chores, beat_schedule=schedule)

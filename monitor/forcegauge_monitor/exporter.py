@@ -17,7 +17,8 @@ from forcegauge.alarms import VERDICTS
 from forcegauge.catalogue import METRICS, Metric
 from forcegauge.probes import RESPONSE_TYPES
 from forcegauge_monitor.catalogue import SNAPSHOTS, UPDATED, metric
-from forcegauge_monitor.store import Overview, Store, Unavailable
+from forcegauge_monitor.store import Store, Unavailable
+from forcegauge_monitor.totals import Overview
 
 Row = tuple[tuple[str, ...], float]
 

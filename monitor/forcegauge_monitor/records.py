@@ -99,6 +99,16 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Unannotated:
+    """Events of a run that Grafana was not told yet, the oldest first, after ``done`` others."""
+
+    run: str
+    record_id: str
+    done: int
+    events: list[Event]
+
+
+@dataclass(frozen=True)
 class Watch:
     """A folder whose checkpoints are scored as they come; ``settings`` are more of
     `agentless.Scoring`."""

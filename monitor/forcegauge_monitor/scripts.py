@@ -47,13 +47,15 @@ local function forget(run)
     call('DEL', of(what, run))
   end
   for _, hash in ipairs({{'owners', 'runs', 'beats', 'verdicts', 'addresses', 'targets', 'ended',
-                          'results', 'scores', 'watches'}}) do
+                          'results', 'scores', 'watches', 'noted', 'annotated'}}) do
     call('HDEL', P .. hash, run)
   end
   for _, name in ipairs({{'done', 'failed', 'cancelled', 'superseded'}}) do
     call('HDEL', P .. 'counts', run .. '|' .. name)
   end
-  for _, index in ipairs({{'live', 'known', 'created'}}) do call('ZREM', P .. index, run) end
+  for _, index in ipairs({{'live', 'known', 'created', 'unannotated'}}) do
+    call('ZREM', P .. index, run)
+  end
 end
 """
 
@@ -103,6 +105,8 @@ end
 for place = 6, #ARGV, 2 do
   if call('ZADD', of('told', run), 'NX', now, ARGV[place]) == 1 then
     call('RPUSH', of('events', run), ARGV[place + 1])
+    call('HINCRBY', P .. 'noted', run, 1)
+    call('ZADD', P .. 'unannotated', 'NX', now, run)
   end
 end
 if #ARGV > 5 then
@@ -110,6 +114,39 @@ if #ARGV > 5 then
   call('ZREMRANGEBYRANK', of('told', run), 0, -{KEPT_EVENT_IDS + 1})
 end
 return 'ok'
+"""
+)
+
+UNANNOTATED = (
+    _COMMON
+    + """
+local room, found = tonumber(ARGV[1]), {}
+for _, run in ipairs(call('ZRANGE', P .. 'unannotated', 0, room - 1)) do
+  local noted = tonumber(call('HGET', P .. 'noted', run))
+  local done = tonumber(call('HGET', P .. 'annotated', run) or 0)
+  -- of the oldest only the count is left
+  local left = math.min(noted - done, call('LLEN', of('events', run)))
+  local taken = math.min(left, room)
+  if taken > 0 then
+    local lines = call('LRANGE', of('events', run), -left, taken - left - 1)
+    found[#found + 1] = {run, call('HGET', P .. 'owners', run), noted - left, lines}
+    room = room - taken
+  end
+end
+return found
+"""
+)
+
+ANNOTATED = (
+    _COMMON
+    + """
+local run, record, done = unpack(ARGV)
+if call('HGET', P .. 'owners', run) ~= record then return 0 end
+call('HSET', P .. 'annotated', run, done)
+if tonumber(done) >= tonumber(call('HGET', P .. 'noted', run)) then
+  call('ZREM', P .. 'unannotated', run)
+end
+return 1
 """
 )
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import LockError, RedisError
 
 from forcegauge_monitor import scripts
 from forcegauge_monitor.connection import connect
@@ -21,6 +21,7 @@ from forcegauge_monitor.records import (
     Event,
     Run,
     Snapshot,
+    Unannotated,
     Watch,
     Worker,
     from_json,
@@ -28,6 +29,7 @@ from forcegauge_monitor.records import (
 )
 from forcegauge_monitor.scripts import PREFIX
 from forcegauge_monitor.settings import Settings
+from forcegauge_monitor.totals import Overview, result, stage
 
 Unavailable = RedisError
 """What every method raises while Redis is away or refuses."""
@@ -53,28 +55,6 @@ class TakenError(Exception):
 
 class UnknownRunError(Exception):
     """No run of this name is known."""
-
-
-@dataclass(frozen=True)
-class Overview:
-    """All that is exported, from the same moment.
-
-    ``verdicts`` is by run; ``results`` by run: step and numbers of its last snapshot; ``counts``
-    by run and state the snapshots that ended so; ``stages`` by run and id the open ones: queue,
-    state, pieces done and in all; ``scores`` by run the metrics of a folder that is watched: name,
-    label values and value of each.
-    """
-
-    known: int
-    live: int
-    ended: int
-    failed: int
-    verdicts: Mapping[str, str]
-    results: Mapping[str, tuple[int, Json]]
-    counts: Mapping[tuple[str, str], int]
-    stages: Mapping[tuple[str, str], tuple[str, str, int, int]]
-    workers: Sequence[Worker]
-    scores: Mapping[str, list[tuple[str, list[str], float]]]
 
 
 class Store:
@@ -193,7 +173,29 @@ class Store:
     def events(self, name: str) -> list[Event]:
         """The last events of a run, the oldest first."""
         lines = self._redis.lrange(f"{PREFIX}events:{name}", 0, -1)
-        return [from_json(Event, json.loads(line)) for line in lines]
+        return [_event(line) for line in lines]
+
+    def unannotated(self, limit: int) -> list[Unannotated]:
+        """Events that Grafana was not told yet, the run that waits longest first."""
+        return [
+            Unannotated(run, record_id, done, [_event(line) for line in lines])
+            for run, record_id, done, lines in self._run(scripts.UNANNOTATED, limit)
+        ]
+
+    def annotated(self, run: str, record_id: str, done: int) -> None:
+        """Of a run's events, all up to this one need not be told Grafana again."""
+        self._run(scripts.ANNOTATED, run, record_id, done)
+
+    @contextmanager
+    def alone(self, name: str, seconds: float) -> Iterator[bool]:
+        """Whether nobody else is at a chore just now, for so long at most."""
+        lock = self._redis.lock(f"{PREFIX}{name}", timeout=seconds, blocking=False)
+        mine = lock.acquire()
+        try:
+            yield mine
+        finally:
+            with suppress(LockError):
+                lock.release()
 
     def targets(self, now: float | None = None) -> list[str]:
         """What Prometheus discovers: an ``http_sd`` item as JSON text for each live run."""
@@ -221,9 +223,9 @@ class Store:
             ended=ended,
             failed=dead,
             verdicts=verdicts,
-            results={run: _result(text) for run, text in results.items()},
+            results={run: result(text) for run, text in results.items()},
             counts={_pair(key, "|"): int(count) for key, count in counts.items()},
-            stages={_pair(key, "/"): _stage(text) for key, text in stages.items()},
+            stages={_pair(key, "/"): stage(text) for key, text in stages.items()},
             workers=self._living(workers.values(), now),
             scores={run: json.loads(text) for run, text in scores.items()},
         )
@@ -384,16 +386,10 @@ def open_store(settings: Settings) -> Store:
     )
 
 
+def _event(line: Any) -> Event:
+    return from_json(Event, json.loads(line))
+
+
 def _pair(text: Any, separator: str) -> tuple[str, str]:
     first, _, second = str(text).rpartition(separator)
     return first, second
-
-
-def _result(text: str) -> tuple[int, Json]:
-    step, _, numbers = text.partition("|")
-    return int(step), json.loads(numbers)
-
-
-def _stage(text: str) -> tuple[str, str, int, int]:
-    queue, state, done, total = text.split("|")
-    return queue, state, int(done), int(total)
