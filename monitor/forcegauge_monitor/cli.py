@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from forcegauge.errors import InputError
+from forcegauge_monitor.commands.grafana import grafana
 from forcegauge_monitor.commands.overview import requeue, runs, status
+from forcegauge_monitor.commands.rules import rules
 from forcegauge_monitor.commands.service import beat, serve, token, up, worker
 from forcegauge_monitor.commands.snapshot import snapshot
 from forcegauge_monitor.commands.watch import unwatch, watch
@@ -33,3 +35,5 @@ def monitor() -> None:
 
 for command in (up, serve, worker, beat, token, status, runs, snapshot, requeue, watch, unwatch):
     monitor.add_command(command)
+monitor.add_command(grafana)
+monitor.add_command(rules)

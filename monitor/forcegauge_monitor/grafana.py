@@ -50,7 +50,7 @@ def applying(grafana: Grafana, wanted: Wanted) -> Iterator[Look]:
 def removing(grafana: Grafana, wanted: Wanted) -> Iterator[Look]:
     """What is looked at to remove all that is ours, the folder last and only if it is empty."""
     gone: set[str] = set()
-    yield from alerting.removing(grafana, gone)
+    yield from alerting.removing(grafana)
     for board in wanted.dashboards:
         yield partial(_without_dashboard, grafana, board["uid"], wanted.overwrite, gone)
     yield partial(_without_datasource, grafana, wanted.overwrite)
@@ -190,8 +190,7 @@ def _without_folder(grafana: Grafana, gone: set[str]) -> Step:
     panels = grafana.call("GET", "/library-elements?perPage=500")["result"]["elements"]
     names = [each["title"] for each in hits if each["uid"] not in gone]
     names += [each["name"] for each in panels if each.get("folderUid") == FOLDER]
-    rules = alerting.rules_in_folder(grafana)
-    names += [rule["title"] for rule in rules if rule["uid"] not in gone]
+    names += alerting.others_rules(grafana)
     if names:
         return one("kept", "folder", FOLDER, note=f"it holds {', '.join(sorted(names)[:3])}")
     path = f"/folders/{FOLDER}"

@@ -54,9 +54,8 @@ _REDACTED = "[REDACTED]"
 
 def applying(grafana: Grafana, wanted: Wanted) -> Iterator[Look]:
     """The alerting part of what is wanted, in the order in which it is to be made."""
-    if wanted.groups:
-        source = _source(grafana, wanted)
-        groups = [_group(group, source) for group in wanted.groups]
+    if wanted.alerts is not None:
+        groups = [_group(group) for group in wanted.alerts(_source(grafana, wanted))]
         for group in groups:
             yield partial(_rules, grafana, group, wanted.overwrite)
         yield partial(_left, grafana, {rule["uid"] for each in groups for rule in each["rules"]})
@@ -65,16 +64,16 @@ def applying(grafana: Grafana, wanted: Wanted) -> Iterator[Look]:
         yield partial(_route, grafana)
 
 
-def removing(grafana: Grafana, gone: set[str]) -> Iterator[Look]:
+def removing(grafana: Grafana) -> Iterator[Look]:
     """What is to be taken away of it: what refers to others before what is referred to."""
     yield partial(_without_route, grafana)
     yield partial(_without_contact, grafana)
-    yield partial(_left, grafana, (), gone)
+    yield partial(_left, grafana, ())
 
 
-def rules_in_folder(grafana: Grafana) -> list[Json]:
-    """All alert rules in our folder, others' too."""
-    return [rule for rule in grafana.call("GET", _RULES) if rule.get("folderUID") == FOLDER]
+def others_rules(grafana: Grafana) -> list[str]:
+    """Titles of the alert rules in our folder that are not ours."""
+    return [rule["title"] for rule in _in_folder(grafana) if not _is_our_rule(rule)]
 
 
 def _source(grafana: Grafana, wanted: Wanted) -> str:
@@ -93,20 +92,15 @@ def _source(grafana: Grafana, wanted: Wanted) -> str:
     raise InputError("which data source alert rules ask is not known", field="--alerts", fix=fix)
 
 
-def _group(group: Json, source: str) -> Json:
+def _group(group: Json) -> Json:
     """A group of a provisioning file as the HTTP API takes it."""
-    name = group["name"]
-    rules = [_rule(rule, name, source) for rule in group["rules"]]
+    rules = [_rule(rule, group["name"]) for rule in group["rules"]]
     interval = int(_seconds(group["interval"]))
-    return {"title": name, "folderUid": FOLDER, "interval": interval, "rules": rules}
+    return {"title": group["name"], "folderUid": FOLDER, "interval": interval, "rules": rules}
 
 
-def _rule(rule: Json, group: str, source: str) -> Json:
-    data = [
-        each if each["datasourceUid"] == "__expr__" else {**each, "datasourceUid": source}
-        for each in rule["data"]
-    ]
-    made = {**rule, "data": data, "folderUID": FOLDER, "ruleGroup": group}
+def _rule(rule: Json, group: str) -> Json:
+    made = {**rule, "folderUID": FOLDER, "ruleGroup": group}
     if "keepFiringFor" in made:
         made["keep_firing_for"] = made.pop("keepFiringFor")
     return made
@@ -136,7 +130,7 @@ def _written(group: Json, changes: Sequence[Change], live: Sequence[Json]) -> It
 
 
 def _compared(live: Json | None, rule: Json, overwrite: bool) -> Change:
-    name = f"{rule['uid']} ({rule['title']})"
+    name = rule["title"]
     if live is None:
         return Change("created", "alert rule", name)
     # labels and annotations that are not ours any more must go, what Grafana adds elsewhere stays
@@ -173,24 +167,27 @@ def _seconds(duration: str | int) -> float:
     return sum(int(number) * _SECONDS[unit] for number, unit in parts)
 
 
-def _left(grafana: Grafana, wanted: Sequence[str] | set[str], gone: set[str] | None = None) -> Step:
+def _in_folder(grafana: Grafana) -> list[Json]:
+    return [rule for rule in grafana.call("GET", _RULES) if rule.get("folderUID") == FOLDER]
+
+
+def _is_our_rule(rule: Json) -> bool:
+    named = str(rule["uid"]).startswith(RULE_PREFIX)
+    return named and bool(rule.get("provenance", "") == API)
+
+
+def _left(grafana: Grafana, wanted: Sequence[str] | set[str]) -> Step:
     """Rules of ours that are not wanted any more."""
-    ours = [
-        rule
-        for rule in rules_in_folder(grafana)
-        if rule["uid"].startswith(RULE_PREFIX) and rule["uid"] not in wanted
-    ]
-    mine = [rule for rule in ours if rule.get("provenance", "") == API]
-    if gone is not None:
-        gone.update(rule["uid"] for rule in mine)
-    changes = [_to_go(rule, rule in mine) for rule in ours]
+    found = [rule for rule in _in_folder(grafana) if rule["uid"] not in wanted]
+    mine = [rule for rule in found if _is_our_rule(rule)]
+    named = [rule for rule in found if rule["uid"].startswith(RULE_PREFIX)]
+    changes = [_to_go(rule, rule in mine) for rule in named]
     return Step(changes, partial(_delete_rules, grafana, mine) if mine else None)
 
 
 def _to_go(rule: Json, mine: bool) -> Change:
     note = "" if mine else "its provenance is not ours"
-    name = f"{rule['uid']} ({rule['title']})"
-    return Change("removed" if mine else "kept", "alert rule", name, note=note)
+    return Change("removed" if mine else "kept", "alert rule", rule["title"], note=note)
 
 
 def _delete_rules(grafana: Grafana, rules: Sequence[Json]) -> None:

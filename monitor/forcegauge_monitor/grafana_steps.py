@@ -43,14 +43,15 @@ class Wanted:
     """What is to be in Grafana.
 
     ``prometheus`` is the URL of the data source that is ours, ``datasource`` the uid of the one
-    that alert rules ask; ``groups`` are groups of alert rules as in Grafana's provisioning files;
-    ``webhook`` is where their alerts go. With ``overwrite`` what somebody edited is not kept.
+    that alert rules ask; ``alerts`` makes groups of them, as in Grafana's provisioning files, of
+    that uid; ``webhook`` is where their alerts go. With ``overwrite`` what somebody edited is not
+    kept.
     """
 
     dashboards: Sequence[Json]
     prometheus: str = ""
     datasource: str = ""
-    groups: Sequence[Json] = ()
+    alerts: Callable[[str], Sequence[Json]] | None = None
     webhook: str = ""
     overwrite: bool = False
 

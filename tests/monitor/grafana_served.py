@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ssl import SSLContext
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -93,19 +94,27 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def grafana_double(
-    version: str = "12.3.0", prefix: str = "/grafana"
+    version: str = "12.3.0", prefix: str = "/grafana", context: SSLContext | None = None
 ) -> Iterator[tuple[Double, str]]:
-    """A running double and its URL, sub-path included."""
+    """A running double and its URL, sub-path included; of TLS with a context."""
     double = Double(version)
     handler = type("Handler", (_Handler,), {"double": double, "prefix": prefix})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
-        yield double, f"http://127.0.0.1:{server.server_address[1]}{prefix}"
+        scheme = "http" if context is None else "https"
+        yield double, f"{scheme}://127.0.0.1:{server.server_address[1]}{prefix}"
     finally:
         double.released.set()
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is no error here."""
