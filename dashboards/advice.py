@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forcegauge.alarms import WARMING_PROBES, alarm
-from forcegauge_monitor.runbooks import alert_name
+from forcegauge_monitor.alerts import alert_name
 
 RUNBOOK = "[runbook](${{runbooks}}{})"
 

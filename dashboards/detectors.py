@@ -7,7 +7,7 @@ from dashboards.looks import NATS, PROBES, SHARE, UP_COLOR, alarm_map, fixed, li
 from dashboards.panels import Column, Frame, Panel, Property, Scale, about, lines, rows
 from dashboards.promql import GROUP, ONE_RUN, last, series
 from forcegauge.alarms import ALARMS, Alarm, Condition
-from forcegauge_monitor.runbooks import alert_name
+from forcegauge_monitor.alerts import alert_name
 
 BY = f"{GROUP}, alarm"
 FIGURES = ("alarm_value", "alarm_threshold", "alarm_streak", "alarm_streak_needed")

@@ -15,7 +15,7 @@ import forcegauge.reporting
 from forcegauge.alarms import ALARMS, VERDICTS
 from forcegauge.probes import RESPONSE_TYPES
 from forcegauge.reporting.plots import STYLES
-from forcegauge_monitor.runbooks import alert_name
+from forcegauge_monitor.alerts import alert_name
 
 NATS, NATS_PER_TOKEN, PROBES = "suffix:nats", "suffix:nats/token", "suffix:probes"
 SHARE, STEP, PLAIN, SECONDS, AGO = "percentunit", "none", "none", "s", "dateTimeFromNow"

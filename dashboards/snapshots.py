@@ -155,6 +155,7 @@ def _predicted() -> Panel:
             "the share above is from the checkpoints themselves.",
             "predicted_change_nats",
             "logprob_nats",
+            "probe_step",
             "snapshot_step",
         ),
         12,
