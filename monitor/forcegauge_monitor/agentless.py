@@ -78,15 +78,25 @@ class Scored:
 
 Told = Callable[[Scored], object]
 
+Check = Callable[[str], object]
 
-def score_new(scoring: Scoring, told: Told = lambda found: None) -> list[int]:
+
+def score_new(
+    scoring: Scoring,
+    told: Told = lambda found: None,
+    *,
+    check: Check = lambda path: None,
+    said: set[str] | None = None,
+) -> list[int]:
     """Score what is new and whole, once; the steps that were scored, each of them also ``told``.
 
-    Metrics are served only where the gauge's settings say ``bind``. The run has not ended then: a
-    later call, also in another process, goes on with it. Raises `InputError` for bad settings.
+    ``check`` raises `InputError` for a path that may not be opened. ``said`` is what was logged by
+    earlier calls and is not logged again. Metrics are served only where the gauge's settings say
+    ``bind``. The run has not ended then: a later call, also in another process, goes on with it.
+    Raises `InputError` for bad settings.
     """
     quiet = replace(scoring, gauge={"bind": NOWHERE, **scoring.gauge})
-    watcher = Watcher(quiet, told)
+    watcher = Watcher(quiet, told, check=check, said=said)
     try:
         return watcher.score_new()
     finally:
@@ -116,15 +126,21 @@ class Watcher:
     """One gauge over the checkpoints of a folder; see `Scoring`."""
 
     def __init__(
-        self, scoring: Scoring, told: Told, stopped: threading.Event | None = None
+        self,
+        scoring: Scoring,
+        told: Told,
+        stopped: threading.Event | None = None,
+        *,
+        check: Check = lambda path: None,
+        said: set[str] | None = None,
     ) -> None:
-        self.scoring, self._told = scoring, told
+        self.scoring, self._told, self._check = scoring, told, check
         self._stopped = stopped or threading.Event()
+        self._said = set[str]() if said is None else said
         self.gauge: ForceGauge | None = None
         self._probes = ProbeSet.load(scoring.probes)
         self._device = pick_device(scoring.device)
         self._last, self._model = recorded(scoring)
-        self._said: set[Path] = set()
 
     def resume(self) -> None:
         """Serve what the record knows already, before anything new is there."""
@@ -154,13 +170,17 @@ class Watcher:
         except (InputError, RunError, OSError) as error:
             # what failed is not tried again by the same gauge
             self.close(None)
-            if path not in self._said:
-                self._said.add(path)
-                logger.warning("%s could not be scored: %s", path, first_line(error))
+            self._warn(f"{path} could not be scored: {first_line(error)}")
             return False
         return True
 
+    def _warn(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning(text)
+
     def _score(self, step: int, path: Path) -> None:
+        self._check(str(path))
         self.gauge = gauge = self.gauge or self._open(path)
         if self._last is None:
             self._take_baseline(gauge, path)
@@ -173,12 +193,16 @@ class Watcher:
     def _take_baseline(self, gauge: ForceGauge, path: Path) -> None:
         name = self.scoring.baseline or (base_of(str(path)) if is_adapter(path) else None)
         if name is None:
-            logger.warning("no baseline is named: changes are counted from %s", path)
+            self._warn(f"no baseline is named: changes are counted from {path}")
         else:
             self._probe(gauge, name, 0)
 
     def _probe(self, gauge: ForceGauge, name: str, step: int) -> None:
         scoring = self.scoring
+        for place in (name, base_of(name)) if is_adapter(name) else (name,):
+            # what is no folder is a name on the model hub
+            if Path(place).exists():
+                self._check(place)
         model = load_checkpoint(
             name, dtype=scoring.dtype, device=self._device, like=scoring.baseline
         )

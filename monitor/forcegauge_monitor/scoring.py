@@ -10,7 +10,7 @@ from forcegauge.errors import InputError
 from forcegauge.textfiles import first_line
 from forcegauge_monitor.agentless import Scored, Scoring, score_new
 from forcegauge_monitor.asking import ask_for_checkpoints
-from forcegauge_monitor.records import Event, Run, Snapshot, Watch
+from forcegauge_monitor.records import Event, Run, Snapshot, Watch, check_path
 from forcegauge_monitor.settings import Settings
 from forcegauge_monitor.store import Store
 
@@ -19,14 +19,30 @@ logger = logging.getLogger(__name__)
 Submit = Callable[[Snapshot], None]
 
 
-def score(settings: Settings, store: Store, submit: Submit, watch: Watch) -> None:
-    """Score what is new and whole in a folder; what cannot be scored is logged, and tried again
-    the next time, as where another process writes the same record."""
+def score(
+    settings: Settings, store: Store, submit: Submit, watch: Watch, said: set[str] | None = None
+) -> None:
+    """Score what is new and whole in a folder; what cannot be scored is tried again the next time,
+    as where another process writes the same record. It is logged unless it is in ``said``.
+
+    Nothing is read or written outside the storage and the allowed roots.
+    """
+    said = set[str]() if said is None else said
     scoring = Scoring(folder=watch.folder, probes=watch.probes, run=watch.run, **watch.settings)
     try:
-        score_new(scoring, lambda found: _tell(settings, store, submit, scoring, found))
+        for name in ("folder", "probes", "record"):
+            check_path(settings, str(getattr(scoring, name)), name)
+        score_new(
+            scoring,
+            lambda found: _tell(settings, store, submit, scoring, found),
+            check=lambda path: check_path(settings, path, "checkpoint"),
+            said=said,
+        )
     except InputError as error:
-        logger.warning("%s: %s", watch.run, first_line(error))
+        text = f"{watch.run}: {first_line(error)}"
+        if text not in said:
+            said.add(text)
+            logger.warning(text)
 
 
 def _tell(

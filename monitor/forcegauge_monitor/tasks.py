@@ -121,6 +121,7 @@ class Crew:
     ) -> None:
         self.settings, self.store, self.app = settings, store, app
         self.heart, self.name = heart, name
+        self._said = set[str]()
 
     def start(self, run: str, key: str) -> None:
         """Begin a snapshot, or go on where nobody does; only one of a run runs at a time."""
@@ -143,7 +144,7 @@ class Crew:
         for watch in self._patiently(self.store.watches):
             if watch.run == run:
                 with self.heart.on(lambda: True):
-                    score(self.settings, self.store, submit(self.app), watch)
+                    score(self.settings, self.store, submit(self.app), watch, self._said)
 
     def failed(self, run: str, key: str, error: Exception) -> None:
         """Note for good why a snapshot cannot be had."""

@@ -31,8 +31,9 @@ from forcegauge_monitor.arrivals import checkpoints_in, lacks, settled
 from forcegauge_monitor.checkpoints import load_checkpoint
 from forcegauge_monitor.cli import monitor
 from forcegauge_monitor.exporter import Requests, make_registry
+from forcegauge_monitor.records import Watch
 from forcegauge_monitor.scoring import score
-from forcegauge_monitor.settings import load_settings
+from forcegauge_monitor.settings import Settings, load_settings
 from forcegauge_monitor.store import Store
 from tests import tiny
 from tests.servers import fetch, free_port, wait_for
@@ -426,6 +427,48 @@ def test_a_folder_under_no_allowed_root_is_not_watched(tmp_path: Path, probes: s
     words = ["watch", "/etc", "--probes", probes, "--run", "tiny"]
     with pytest.raises(InputError, match="folder: lies under no allowed root"):
         CliRunner().invoke(monitor, words, catch_exceptions=False)
+
+
+@pytest.mark.parametrize("wrong", ["folder", "probes", "directory", "baseline", "checkpoint"])
+def test_a_worker_opens_nothing_outside_the_allowed_roots(
+    tmp_path: Path, probes: str, store: Store, caplog: pytest.LogCaptureFixture, wrong: str
+) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    save(moved(1), outside / "checkpoint-1")
+    for folder in (inside, outside):
+        folder.mkdir(exist_ok=True)
+        shutil.copy(probes, folder / "probes.jsonl")
+    (inside / "checkpoint-1").symlink_to(outside / "checkpoint-1")
+    if wrong != "checkpoint":
+        save(moved(2), inside / "checkpoint-2")
+        (inside / "checkpoint-1").unlink()
+    known: dict[str, Any] = {"folder": str(inside), "probes": str(inside / "probes.jsonl")}
+    places = {"probes": outside / "probes.jsonl", "baseline": outside / "checkpoint-1"}
+    known |= {} if wrong == "checkpoint" else {wrong: str(places.get(wrong, outside))}
+    more = {name: known.pop(name) for name in ("directory", "baseline") if name in known}
+    settings = Settings(storage=str(tmp_path / "storage"), roots=(str(inside),))
+    said: set[str] = set()
+    for _ in range(2):
+        score(settings, store, lambda snapshot: None, Watch("tiny", **known, settings=more), said)
+    assert store.run("tiny") is None
+    assert caplog.text.count("lies under no allowed root") == 1
+    assert not (outside / "forcegauge").exists()
+
+
+def test_a_worker_says_once_for_each_reason_why_a_checkpoint_is_not_scored(
+    tmp_path: Path, probes: str, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = save(moved(1), tmp_path / "checkpoint-1")
+    whole, said = (bad / "config.json").read_text(), set[str]()
+    settings = Settings(storage=str(tmp_path / "storage"), roots=(str(tmp_path),))
+    for text in ('{"model_type": "none"}', '{"model_type": "other"}'):
+        (bad / "config.json").write_text(text)
+        for _ in range(2):
+            score(settings, store, lambda one: None, Watch("tiny", str(tmp_path), probes), said)
+    assert caplog.text.count("could not be scored") == 2
+    (bad / "config.json").write_text(whole)
+    score(settings, store, lambda one: None, Watch("tiny", str(tmp_path), probes), said)
+    assert store.run("tiny") is not None
 
 
 def test_a_bad_probe_file_is_told_before_any_checkpoint_is_there(tmp_path: Path) -> None:
