@@ -50,6 +50,8 @@ _RULES, _CONTACTS, _POLICIES = (
 )
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _REDACTED = "[REDACTED]"
+_OTHERS = ("isPaused", "notification_settings")
+"""What somebody may set for a rule of ours, and keeps."""
 
 
 def applying(grafana: Grafana, wanted: Wanted) -> Iterator[Look]:
@@ -123,10 +125,12 @@ def _rules(grafana: Grafana, group: Json, overwrite: bool) -> Step:
 
 
 def _written(group: Json, changes: Sequence[Change], live: Sequence[Json]) -> Iterator[Json]:
-    """The group's rules, those that are kept as they are."""
+    """The group's rules, those that are kept as they are, and paused ones paused."""
     known = {rule["uid"]: rule for rule in live}
     for rule, change in zip(group["rules"], changes, strict=False):
-        yield known[rule["uid"]] if change.state == "kept" else rule
+        before = known.get(rule["uid"], {})
+        others = {name: before[name] for name in _OTHERS if name in before}
+        yield before if change.state == "kept" else {**rule, **others}
 
 
 def _compared(live: Json | None, rule: Json, overwrite: bool) -> Change:
@@ -225,7 +229,7 @@ def _route(grafana: Grafana) -> Step:
     tree = grafana.call("GET", _POLICIES)
     routes = tree.get("routes") or []
     # whatever somebody made of our route, or wherever they put it, stays
-    if any(_is_ours(route) for route in routes):
+    if _without(routes) != routes:
         return one("same", "notification policy", CONTACT)
     if kept := _tree_kept(tree):
         return one("kept", "notification policy", CONTACT, note=kept)
@@ -236,8 +240,8 @@ def _route(grafana: Grafana) -> Step:
 def _without_route(grafana: Grafana) -> Step:
     tree = grafana.call("GET", _POLICIES)
     routes = tree.get("routes") or []
-    others = [route for route in routes if not _is_ours(route)]
-    if len(others) == len(routes):
+    others = _without(routes)
+    if others == routes:
         return Step(())
     if kept := _tree_kept(tree):
         return one("kept", "notification policy", CONTACT, note=kept)
@@ -256,8 +260,13 @@ def _without_contact(grafana: Grafana) -> Step:
     return one("removed", "contact point", CONTACT, write=write)
 
 
-def _is_ours(route: Json) -> bool:
-    return route.get("receiver") == CONTACT
+def _without(routes: Sequence[Json]) -> list[Json]:
+    """The routes without ours, wherever it lies."""
+    return [
+        {**route, "routes": _without(route["routes"])} if route.get("routes") else route
+        for route in routes
+        if route.get("receiver") != CONTACT
+    ]
 
 
 def _tree_kept(tree: Json) -> str:

@@ -32,7 +32,7 @@ _HINTS = {
     401: "the token is wrong, expired or of another Grafana",
     403: "the token does not allow this",
     404: "there is no such thing here: is that the address of a Grafana, with its sub-path?",
-    409: "somebody else changed it just now, or it exists already",
+    409: "somebody else changed it just now, or it exists already, or is in use",
     412: "somebody else changed it just now, or its name is taken",
     429: "Grafana answers too many requests",
 }

@@ -42,7 +42,7 @@ class Double:
 
     ``faults`` are taken one by one by the next requests: a status to answer, ``drop`` (the
     connection, before anything is done), ``lose`` (the answer, after it is done), ``page`` (HTML),
-    ``hang`` or ``pass``. After ``cut`` more requests every one is dropped, as if the client died.
+    ``hang`` or ``pass``.
     """
 
     def __init__(self, version: str) -> None:
@@ -59,7 +59,6 @@ class Double:
         self.panels: list[Json] = []
         self.annotations: list[Json] = []
         self.faults: list[int | str] = []
-        self.cut: int | None = None
         self.asked: list[tuple[str, str]] = []
         self.lock = threading.RLock()
         self.released = threading.Event()
@@ -154,11 +153,10 @@ class Double:
         return _ok(f"Dashboard {uid} deleted", title=uid)
 
     def search(self, body: Any, query: Json) -> Answer:
-        places = query.get("folderUIDs", [])
         return 200, [
-            {"uid": uid, "title": each["dashboard"].get("title", uid), "type": "dash-db"}
+            {"uid": uid, "title": each["dashboard"]["title"], "folderUid": each["folder"]}
             for uid, each in self.dashboards.items()
-            if each["folder"] in places
+            if self.major < 11 or each["folder"] in query["folderUIDs"]
         ]
 
     def library(self, body: Any, query: Json) -> Answer:
@@ -231,7 +229,8 @@ class Double:
         return 200, body
 
     def _stored(self, rule: Json, folder: str, group: str) -> Json:
-        kept = {**rule, "folderUID": folder, "ruleGroup": group, "orgID": 3, "isPaused": False}
+        kept = {**rule, "folderUID": folder, "ruleGroup": group, "orgID": 3}
+        kept.setdefault("isPaused", False)
         if self.major < 12:
             kept.pop("keep_firing_for", None)
         for query in kept["data"]:

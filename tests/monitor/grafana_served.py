@@ -48,10 +48,6 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_DELETE = _do  # noqa: N815
 
     def _fault(self) -> int | str:
-        if self.double.cut is not None:
-            self.double.cut -= 1
-            if self.double.cut < 0:
-                return "drop"
         return self.double.faults.pop(0) if self.double.faults else "pass"
 
     def _answered(self, body: Any) -> Answer:

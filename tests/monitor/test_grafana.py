@@ -269,6 +269,16 @@ def test_remove_keeps_what_somebody_edited(site: Site) -> None:
     assert site.board("forcegauge-run")["title"] == "Mine"
 
 
+def test_remove_does_not_mind_what_lies_in_other_folders(local: tuple[Site, Double]) -> None:
+    site, double = local
+    double.major = 10
+    site.apply()
+    double.folders["team"] = {"uid": "team"}
+    double.dashboards["theirs"] = {"dashboard": {"title": "Theirs"}, "folder": "team"}
+    assert site.remove()[-1] == ("removed", FOLDER)
+    assert list(double.dashboards) == ["theirs"]
+
+
 def test_remove_keeps_a_folder_with_a_library_panel(local: tuple[Site, Double]) -> None:
     site, double = local
     site.apply()

@@ -197,6 +197,23 @@ def test_what_somebody_made_of_our_route_stays(site: Site, there: Double) -> Non
     assert there.policies == before
 
 
+def test_a_route_of_ours_inside_another_one_is_known_and_removed(site: Site, there: Double) -> None:
+    site.apply(WANTED)
+    there.policies["routes"] = [{**THEIRS, "routes": there.policies["routes"]}]
+    assert states(site.apply(WANTED)) == {"same"}
+    site.remove(WANTED)
+    assert there.policies["routes"] == [{**THEIRS, "routes": []}]
+    assert there.contacts == {}
+
+
+def test_a_paused_rule_stays_paused(site: Site, there: Double) -> None:
+    site.apply(WANTED)
+    there.rules["forcegauge-squeezing"]["isPaused"] = True
+    site.apply(replace(WANTED, alerts=lambda uid: groups(uid, wait="5m")))
+    assert there.rules["forcegauge-squeezing"]["isPaused"] is True
+    assert there.rules["forcegauge-diverging"]["isPaused"] is False
+
+
 def test_another_webhook_is_a_change_that_does_not_tell_its_url(site: Site, there: Double) -> None:
     site.apply(WANTED)
     later = replace(WANTED, webhook="https://hooks.example/another-secret")

@@ -29,7 +29,7 @@ def grafana() -> None:
 
     The token is a service account's, from --token-file, FORCEGAUGE_MONITOR_GRAFANA_TOKEN or
     FORCEGAUGE_MONITOR_GRAFANA_TOKEN_FILE. The role Editor does for folder and dashboards, Admin
-    for the data source.
+    for data source, alert rules and where their alerts go.
     """
 
 
