@@ -11,7 +11,7 @@ PACKAGES := prometheus prometheus-alertmanager redis-server chromium
 PROGRAMS := prometheus promtool prometheus-alertmanager amtool redis-server chromium
 APT := apt-get -o Dpkg::Use-Pty=0 -qq
 
-.PHONY: demo demo-healthy test unit lint fmt system generate clean \
+.PHONY: demo demo-healthy test unit lint fmt system generate preview clean \
   chaos bench-alarms bench-entk bench-monitor bench-scaling bench-scoring
 
 demo: $(VENV)/ready
@@ -68,6 +68,15 @@ bench-scaling: $(VENV)/ready
 # Writes dashboards, rules and their copies anew from code and the tables of alarms: seconds.
 generate: $(VENV)/ready
 	$(BIN)/python -m dashboards
+
+# Draws every dashboard with Grafana's own npm libraries from replayed runs (needs Node 20): build/preview.
+preview: system dashboards/preview/node_modules
+	cd dashboards/preview && node build.mjs ../../build/preview/site
+	$(BIN)/python -m dashboards.preview
+
+dashboards/preview/node_modules: dashboards/preview/package-lock.json
+	cd dashboards/preview && npm ci --no-audit --no-fund --loglevel=error
+	touch $@
 
 # Servers and a browser for the tests, where they are missing and we may install them.
 system: $(VENV)/ready

@@ -1,0 +1,1 @@
+"""Looking at the dashboards without a Grafana server; for development only."""
