@@ -90,15 +90,17 @@ def watching(folder: Path) -> Iterator[Watch]:
         redis_server(rooms["redis"]) as redis,
         closing(Store(redis)) as store,
         served(create_app(Settings(), store, lambda snapshot: None)) as monitor,
-        _webhook(heard) as hook,
-        _alertmanager(rooms["alertmanager"], hook) as alerts,
+        webhook(heard) as hook,
+        alertmanager(rooms["alertmanager"], hook) as alerts,
         _prometheus(rooms["prometheus"], monitor, alerts) as found,
     ):
         yield Watch(monitor, found, heard)
 
 
 @contextmanager
-def _webhook(heard: list[Message]) -> Iterator[str]:
+def webhook(heard: list[Message]) -> Iterator[str]:
+    """An HTTP server that keeps what it is told; its URL."""
+
     class Hook(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -122,7 +124,7 @@ def _webhook(heard: list[Message]) -> Iterator[str]:
 
 
 @contextmanager
-def _alertmanager(folder: Path, hook: str) -> Iterator[str]:
+def alertmanager(folder: Path, hook: str) -> Iterator[str]:
     """The example's routes and inhibitions, every receiver the webhook; its ``host:port``."""
     config = yaml.safe_load(ALERTMANAGER.read_text(encoding="utf-8"))
     # what waits to be grouped or repeated is a setting of theirs, and no time of ours
@@ -145,7 +147,7 @@ def _alertmanager(folder: Path, hook: str) -> Iterator[str]:
 
 
 @contextmanager
-def _prometheus(folder: Path, monitor: str, alertmanager: str) -> Iterator[Prometheus]:
+def _prometheus(folder: Path, monitor: str, alerts: str) -> Iterator[Prometheus]:
     rules: dict[str, Any] = yaml.safe_load(RULES.read_text(encoding="utf-8"))
     for group in rules["groups"]:
         group["interval"] = "1s"
@@ -155,7 +157,7 @@ def _prometheus(folder: Path, monitor: str, alertmanager: str) -> Iterator[Prome
     config = {
         "global": {"scrape_interval": "1s"},
         "rule_files": [str(folder / "rules.yml")],
-        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alerts]}]}]},
         "scrape_configs": [
             {"job_name": "forcegauge", "http_sd_configs": found},
             {"job_name": "forcegauge-monitor", "static_configs": own},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -18,11 +20,13 @@ from tests.e2e.alerting import (
     OF_ALARMS,
     Message,
     Watch,
+    alertmanager,
     first,
     settle,
     switched_on,
     told,
     watching,
+    webhook,
 )
 from tests.e2e.conftest import DemoRun
 from tests.servers import wait_for
@@ -161,6 +165,25 @@ def test_a_healthy_run_is_silent_and_the_end_of_a_run_resolves_nothing(replay: R
     assert not any(line["kind"] == "alarm" for line in replay.healthy)
     assert told(replay.heard, "healthy") == set()
     assert [row for row in replay.heard if row.status == "resolved"] == []
+
+
+def fire(address: str, alert: str, run: str) -> None:
+    labels = {"alertname": alert, "run": run, "severity": "critical"}
+    body = json.dumps([{"labels": labels}]).encode()
+    head = {"Content-Type": "application/json"}
+    urlopen(Request(f"http://{address}/api/v2/alerts", body, head)).close()
+
+
+def test_a_collapse_silences_the_squeeze_of_its_own_run_alone(tmp_path: Path) -> None:
+    heard: list[Message] = []
+    with webhook(heard) as hook, alertmanager(tmp_path, hook) as address:
+        fire(address, "ForceGaugeCollapsed", "a")
+        wait_for(lambda: told(heard, "a"))
+        fire(address, "ForceGaugeSqueezing", "a")
+        fire(address, "ForceGaugeSqueezing", "b")
+        wait_for(lambda: told(heard, "b"))
+        settle()
+    assert told(heard, "a") == {"ForceGaugeCollapsed"}
 
 
 SPIKE = pytest.param(
