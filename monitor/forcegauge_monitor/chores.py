@@ -16,7 +16,9 @@ from celery import Celery
 from celery.beat import ScheduleEntry, Scheduler
 from kombu.exceptions import OperationalError
 
+from forcegauge.errors import RunError
 from forcegauge.textfiles import first_line
+from forcegauge_monitor import storage
 from forcegauge_monitor.annotations import Annotator
 from forcegauge_monitor.broker import SCORES, make_app, send, waiting
 from forcegauge_monitor.records import Snapshot
@@ -52,8 +54,7 @@ def add_chores(app: Celery, settings: Settings, store: Store) -> None:
             logger.info("%s sends no heartbeats any more", run)
 
     def retain() -> None:
-        for run in store.expire(time.time(), settings.retention_days * 86400):
-            logger.info("%s is forgotten", run)
+        forget_old(settings, store)
 
     def sweep() -> None:
         for snapshot in unattended(app, store):
@@ -81,6 +82,26 @@ def _schedule(app: Celery, chores: dict[Callable[[], None], float]) -> None:
         task = app.task(chore, name=f"forcegauge.{chore.__name__}")
         schedule[chore.__name__] = {"task": task.name, "schedule": every}
     app.conf.update(beat_scheduler=Chores, beat_schedule=schedule)
+
+
+def forget_old(settings: Settings, store: Store) -> None:
+    """Forget runs that were not heard of for long, and remove their snapshots' arrays."""
+    now, seconds = time.time(), settings.retention_days * 86400
+    # first: what is forgotten cannot be found any more
+    _remove_files(settings, store, store.expiring(now, seconds))
+    for run in store.expire(now, seconds):
+        logger.info("%s is forgotten", run)
+
+
+def _remove_files(settings: Settings, store: Store, runs: list[str]) -> None:
+    """Remove the arrays of runs, but of none at work; what refuses is said and left."""
+    for run in runs:
+        known = store.snapshots(run)
+        for snapshot in known if all(each.state != "running" for each in known) else []:
+            try:
+                storage.remove(settings, snapshot)
+            except RunError as error:
+                logger.warning("%s/%s: %s", run, snapshot.id, first_line(error))
 
 
 def unattended(app: Celery, store: Store) -> list[Snapshot]:

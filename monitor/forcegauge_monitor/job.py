@@ -25,10 +25,10 @@ from forcegauge_monitor.entk.pieces import Piece
 from forcegauge_monitor.entk.plan import Plan, Work, free_memory, lengths, make_plan, size_of
 from forcegauge_monitor.entk.samples import Loss, Samples, read_samples
 from forcegauge_monitor.entk.state import has_state
+from forcegauge_monitor.storage import METRICS
 
 KINDS = ("gaussian", "fisher")
 BASE = "the adapter's base model"
-METRICS = "metrics.json"
 
 PUSHERS = 5
 """Samples that are named at either end of a response type's ranking."""
@@ -200,7 +200,7 @@ class Job:
 
     @property
     def reference(self) -> str | None:
-        """The model that the loss compares with: a name, or the adapter's own base; None for none."""
+        """The model that the loss compares with, where there is one: a name, or `BASE`."""
         if not self.loss.needs_reference:
             return None
         adapter = BASE if is_adapter(self.settings.checkpoint) else None

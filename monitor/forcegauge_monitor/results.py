@@ -21,7 +21,8 @@ from forcegauge_monitor.entk.pieces import Piece, metadata_of, read_piece, write
 from forcegauge_monitor.entk.stability import alignment, rank_stability, velocity
 from forcegauge_monitor.entk.state import NO_STATE
 from forcegauge_monitor.entk.validity import agreement
-from forcegauge_monitor.job import KINDS, METRICS, PUSHERS, Job
+from forcegauge_monitor.job import KINDS, PUSHERS, Job
+from forcegauge_monitor.storage import METRICS
 
 Metrics = dict[str, Any]
 

@@ -14,8 +14,9 @@ import torch
 
 from forcegauge.textfiles import write_whole
 from forcegauge_monitor.entk.pieces import Piece
-from forcegauge_monitor.job import METRICS, Job
+from forcegauge_monitor.job import Job
 from forcegauge_monitor.results import Metrics, merge
+from forcegauge_monitor.storage import METRICS
 from forcegauge_monitor.worker import Worker
 
 Progress = Callable[[Piece, float], object]

@@ -15,10 +15,11 @@ import torch
 from forcegauge.errors import RunError
 from forcegauge.textfiles import write_whole
 from forcegauge_monitor.entk.pieces import Piece
-from forcegauge_monitor.job import METRICS, Job, Settings
+from forcegauge_monitor.job import Job, Settings
 from forcegauge_monitor.page import write_page
 from forcegauge_monitor.results import Metrics, merge
 from forcegauge_monitor.snapshot import peak_memory
+from forcegauge_monitor.storage import METRICS
 from forcegauge_monitor.worker import Worker
 
 TRIES = 5

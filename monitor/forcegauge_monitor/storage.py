@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from forcegauge.errors import RunError
 from forcegauge.textfiles import first_line
-from forcegauge_monitor.job import METRICS
 from forcegauge_monitor.records import Snapshot
 from forcegauge_monitor.settings import Settings
+
+METRICS = "metrics.json"
+"""A snapshot's numbers: the file that is written last."""
 
 
 def folder_of(settings: Settings, run: str, key: str) -> Path:
@@ -27,7 +30,7 @@ def put(settings: Settings, folder: Path, run: str, key: str) -> str:
     """
     if not _is_url(settings.storage):
         return str(folder)
-    url = f"{settings.storage.rstrip('/')}/{run}/{key}"
+    url = _url_of(settings, run, key)
     _uploaded(folder, url)
     return url
 
@@ -52,10 +55,28 @@ def fetched(settings: Settings, snapshot: Snapshot) -> Path:
     return folder
 
 
+def remove(settings: Settings, snapshot: Snapshot) -> None:
+    """Remove a snapshot's files where it was made and where it stays.
+
+    Raises `RunError` when the storage refuses or cannot be reached.
+    """
+    folder = folder_of(settings, snapshot.run, snapshot.id)
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        # the run's last one
+        folder.parent.rmdir()
+    if _is_url(settings.storage):
+        _removed(_url_of(settings, snapshot.run, snapshot.id))
+
+
 def without_secret(url: str) -> str:
     """A URL as it may be logged."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rsplit('@', 1)[-1]}"
+
+
+def _url_of(settings: Settings, run: str, key: str) -> str:
+    return f"{settings.storage.rstrip('/')}/{run}/{key}"
 
 
 def _is_url(storage: str) -> bool:
@@ -100,6 +121,15 @@ def _downloaded(url: str, folder: Path) -> None:
             files.get_file(f"{place}/{name}", str(folder / name))
     except Exception as error:
         raise RunError(f"{without_secret(url)} cannot be read: {first_line(error)}.") from error
+
+
+def _removed(url: str) -> None:
+    files, place = _opened(url)
+    try:
+        if files.exists(place):
+            files.rm(place, recursive=True)
+    except Exception as error:
+        raise RunError(f"{without_secret(url)} cannot be removed: {first_line(error)}.") from error
 
 
 def _metrics_last(name: str) -> tuple[bool, str]:

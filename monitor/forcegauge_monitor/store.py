@@ -232,8 +232,7 @@ class Store:
 
     def reap(self, now: float | None = None) -> list[str]:
         """Take runs that were not heard of out of discovery; their names."""
-        names: list[str] = self._run(scripts.REAP, self._fresh(now))
-        return names
+        return list(self._run(scripts.REAP, self._fresh(now)))
 
     def forget(self, name: str) -> None:
         """Drop all that is known of a run, its snapshots too."""
@@ -241,8 +240,12 @@ class Store:
 
     def expire(self, now: float, retention_seconds: float) -> list[str]:
         """Forget runs that were not heard of for so long, but none at work; their names."""
-        names: list[str] = self._run(scripts.EXPIRE, now - retention_seconds)
-        return names
+        return list(self._run(scripts.EXPIRE, now - retention_seconds))
+
+    def expiring(self, now: float, retention_seconds: float) -> list[str]:
+        """Runs that were not heard of for so long, also those at work."""
+        since = now - retention_seconds
+        return list(self._redis.zrangebyscore(f"{PREFIX}known", "-inf", f"({since}"))
 
     def ask(self, snapshot: Snapshot) -> Snapshot:
         """Queue a snapshot, or find the one that answers the same question already.

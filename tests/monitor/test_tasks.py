@@ -31,7 +31,7 @@ from forcegauge_monitor.broker import (
     transport,
     waiting,
 )
-from forcegauge_monitor.chores import unattended
+from forcegauge_monitor.chores import forget_old, unattended
 from forcegauge_monitor.connection import connect
 from forcegauge_monitor.heart import Heart
 from forcegauge_monitor.records import Run, Snapshot
@@ -383,6 +383,42 @@ def test_results_go_to_a_bucket_and_come_back_for_the_next_one(
     assert (tmp_path / "bucket" / "a" / "one" / "metrics.json").is_file()
     assert "measured_change_nats" in bench.state("two").metrics
     assert not (tmp_path / "work" / "a" / "two").exists()
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_retention_removes_the_arrays_of_what_it_forgets(
+    bench: Bench, tmp_path: Path, bucket: bool
+) -> None:
+    places = {"storage": f"file://{tmp_path / 'bucket'}", "work": str(tmp_path / "work")}
+    update: dict[str, Any] = {"retention_days": 1e-9, **(places if bucket else {})}
+    bench.crew.settings = settings = bench.settings.model_copy(update=update)
+    send(bench.app, bench.ask())
+    bench.work()
+    send(bench.app, bench.ask(key="two", step=3))
+    for _, arguments in bench.messages():
+        bench.crew.start(*arguments)
+    forget_old(settings, bench.store)
+    assert bench.state("two").state == "running"
+    assert bench.state().state == "done"
+    bench.work()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name == "metrics.json" for path in files)
+    forget_old(settings, bench.store)
+    assert bench.store.run("a") is None
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_arrays_that_cannot_be_removed_are_said_and_the_rest_is_forgotten(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.ask()
+    bench.store.fail("a", "one", "no memory")
+    settings = bench.settings.model_copy(
+        update={"retention_days": 1e-9, "storage": "none://key:hidden@bucket"}
+    )
+    forget_old(settings, bench.store)
+    assert "a/one: none://bucket/a/one cannot be used" in caplog.text
+    assert bench.store.run("a") is None
 
 
 def test_a_storage_that_cannot_be_reached_is_said(bench: Bench, tmp_path: Path) -> None:
