@@ -86,7 +86,7 @@ def facts_section(story: Story) -> str:
         "Probe set": _probe_facts(story, run),
         "Cost": _cost_facts(story),
         **_settings(story),
-        "Versions": _flat(run.get("versions")),
+        "Versions": flat(run.get("versions")),
         "Errors": _error_facts(story),
     }
     shown_groups = "".join(
@@ -175,10 +175,11 @@ def _error_facts(story: Story) -> list[tuple[str, str]]:
 def _settings(story: Story) -> dict[str, list[tuple[str, str]]]:
     """Settings of each phase, as its latest start has them."""
     latest = {line["phase"]: line for line in story.runs}
-    return {f"Settings, {phase}": _flat(row.get("settings")) for phase, row in latest.items()}
+    return {f"Settings, {phase}": flat(row.get("settings")) for phase, row in latest.items()}
 
 
-def _flat(values: object) -> list[tuple[str, str]]:
+def flat(values: object) -> list[tuple[str, str]]:
+    """Nested settings as pairs of a dotted name and a text, for people."""
     return list(_pairs(values, "")) if isinstance(values, Mapping) else []
 
 

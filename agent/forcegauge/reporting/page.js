@@ -12,13 +12,17 @@
   const box = (figure) => document.getElementById("plot-" + figure.key);
   const printing = () => root.classList.contains("printing");
   const narrow = () => phone.matches && !printing();
-  const labelled = (figure) => !narrow() && !figure.stacked && (figure.wide || !printing());
+  const labelled = (figure) => !narrow() && !figure.stacked && !figure.crowded && (figure.wide || !printing());
 
-  async function inflate(id) {
+  function inflated(id) {
     const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).text();
+  }
+
+  async function inflate(id) {
     const script = document.createElement("script");
-    script.textContent = await new Response(stream).text();
+    script.textContent = await inflated(id);
     document.head.append(script);
   }
 
@@ -118,7 +122,7 @@
       shapes: own.shapes.map((s) => ({ ...s, ...shapeColors[s.name]() })),
       annotations: [...notes, ...ends],
       xaxis: { ...own.xaxis, ...axis, range: xRange || own.xaxis.range, showgrid: false, zeroline: false,
-        ticks: "outside", exponentformat: "none", tickcolor: css("line"), unifiedhovertitle: { text: "step %{x}" } },
+        ticks: "outside", exponentformat: "none", tickcolor: css("line"), unifiedhovertitle: { text: own.xaxis.title.text + " %{x}" } },
       yaxis: { ...own.yaxis, ...axis, range: yRange },
     };
   }
@@ -166,7 +170,93 @@
     addEventListener("afterprint", () => { root.classList.remove("printing"); redraw(); });
   }
 
+  // heat maps of tokens: drawn when a probe is opened, as text and never as markup
+  const FULL = 400;
+  let tokens = null;
+  const minus = (value, digits) => (value > 0 ? "+" : "") + value.toFixed(digits).replace("-", "−");
+  const made = (tag, name, text) => {
+    const element = document.createElement(tag);
+    if (name) element.className = name;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  };
+
+  function bar([target, argmax], title) {
+    const element = made("i", "");
+    element.style.setProperty("--a", target + "%");
+    element.style.setProperty("--b", Math.min(100, target + argmax) + "%");
+    element.title = `${title}: ${target} % on it, ${argmax} % on the likeliest, ${100 - target - argmax} % on the rest`;
+    return element;
+  }
+
+  const parts = (answer, when, i) => [answer[when][0][i], answer[when][1][i]];
+
+  function token(answer, i) {
+    const change = answer.change[i];
+    const element = made("span", "t " + (change > 0 ? "rose" : "fell"));
+    const word = made("b", "", answer.text[i].replace(/\n/g, "↵") || "·");
+    word.style.setProperty("--heat", Math.round(Math.min(1, Math.abs(change) / FULL) * 100));
+    word.title = `${minus(change / 100, 2)} nats`;
+    element.append(word, bar(parts(answer, "before", i), "baseline"), bar(parts(answer, "after", i), "latest"));
+    return element;
+  }
+
+  function row(cells, tag) {
+    const element = made("tr", "");
+    for (const cell of cells) element.append(made(tag, "", cell));
+    return element;
+  }
+
+  function numbersOf(answer) {
+    const table = made("table", "");
+    const head = made("thead", ""), body = made("tbody", "");
+    head.append(row(["token", "change, nats", "on it, %", "on the likeliest, %", "on the rest, %"], "th"));
+    answer.text.forEach((text, i) => {
+      const [before, after] = ["before", "after"].map((when) => parts(answer, when, i));
+      const rest = [before, after].map(([a, b]) => Math.max(0, 100 - a - b));
+      const course = (a, b) => `${a} → ${b}`;
+      body.append(row([text, minus(answer.change[i] / 100, 2), course(before[0], after[0]),
+        course(before[1], after[1]), course(...rest)], "td"));
+    });
+    table.append(head, body);
+    return table;
+  }
+
+  function numbersBox(answer) {
+    const box = made("details", "numbers");
+    box.append(made("summary", "", "Numbers"));
+    box.addEventListener("toggle", () => {
+      if (!box.open || box.querySelector("table")) return;
+      const scroll = made("div", "scroll");
+      scroll.tabIndex = 0;
+      scroll.append(numbersOf(answer));
+      box.append(scroll);
+    });
+    return box;
+  }
+
+  async function fill(card) {
+    if (card.dataset.drawn) return;
+    card.dataset.drawn = "yes";
+    tokens ||= JSON.parse(await inflated("details"));
+    const answers = tokens[card.dataset.place];
+    for (const box of card.querySelectorAll(".tokens")) {
+      const answer = answers[box.dataset.type];
+      if (!answer) continue;
+      box.replaceChildren(...answer.text.map((_, i) => token(answer, i)));
+      if (answer.more) box.append(made("small", "", ` … (+${answer.more} tokens)`));
+      box.after(numbersBox(answer));
+    }
+  }
+
+  function listenToCards() {
+    if (!document.getElementById("details").textContent || !window.DecompressionStream) return;
+    for (const card of document.querySelectorAll("details.moved"))
+      card.addEventListener("toggle", () => { if (card.open) fill(card); });
+  }
+
   async function start() {
+    listenToCards();
     if (!figures.length) { root.dataset.ready = "text"; return; }
     try {
       await inflate("plotly");

@@ -24,6 +24,10 @@ class Style(NamedTuple):
     width: float = 2
 
 
+RUN_MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "star", "x", "cross")
+RUN_STYLES = [(dash, marker) for dash in ("solid", "dash") for marker in RUN_MARKERS]
+"""Runs of a comparison: eight colours with a marker each, then the same dashed."""
+
 STYLES = {
     "chosen": Style("solid", "circle", 3),
     "rejected": Style("solid", "square", 3),
@@ -41,6 +45,7 @@ STYLES = {
     "two": Style("dash", "square"),
     "three": Style("dot", "diamond"),
     "rest": Style("dot", "cross"),
+    **{f"run-{i}": Style(*look) for i, look in enumerate(RUN_STYLES)},
 }
 PLAIN = Style("solid", "circle-open")
 PATTERNS = {"one": "", "two": "/", "rest": "."}
@@ -76,8 +81,8 @@ def plotly_spec(figure: Figure, story: Story) -> Spec:
         "alarms": bool(marks),
         "data": [trace for series in figure.series for trace in _traces(figure, series)],
         "layout": {
-            "shapes": [*_bands(story), *_alarm_lines(story.alarms), *_limit_line(figure)],
-            "annotations": [*_band_labels(story), *marks, *_limit_label(figure)],
+            "shapes": [*_bands(story), *_alarm_lines(story.alarms), *limit_line(figure)],
+            "annotations": [*_band_labels(story), *marks, *limit_label(figure)],
             "xaxis": {"title": {"text": "step"}, "range": [low - pad, high + pad]},
             "yaxis": {"tickformat": ".0%" if figure.percent else ""},
         },
@@ -139,15 +144,16 @@ def _traces(figure: Figure, series: Series) -> Iterable[Spec]:
         return
     # a gap between phases: each one has its own baseline
     x = _joined([steps for (_, steps), _ in runs])
-    y = _joined([[_short(value) for value in values] for _, values in runs])
-    yield _trace(figure, series, x, y)
+    y = _joined([values for _, values in runs])
+    yield line_trace(figure, series, x, y)
 
 
 def _joined(pieces: Sequence[Sequence[Value]]) -> list[Value]:
     return [value for piece in pieces for value in (*piece, None)][:-1]
 
 
-def _trace(figure: Figure, series: Series, x: Sequence[Value], y: Sequence[Value]) -> Spec:
+def line_trace(figure: Figure, series: Series, x: Sequence[Value], y: Sequence[Value]) -> Spec:
+    """One line of a figure as a plotly trace."""
     style = STYLES.get(series.role, PLAIN)
     shape = "%{y:.0%}" if figure.percent else "%{y:.2f}"
     return {
@@ -156,7 +162,7 @@ def _trace(figure: Figure, series: Series, x: Sequence[Value], y: Sequence[Value
         "name": plot_text(series.name),
         "meta": {"role": series.role},
         "x": list(x),
-        "y": list(y),
+        "y": [_short(value) for value in y],
         "line": {"dash": style.dash, "width": style.width},
         "marker": {"symbol": style.marker, "size": 7, "maxdisplayed": 14},
         "hovertemplate": shape,
@@ -166,7 +172,7 @@ def _trace(figure: Figure, series: Series, x: Sequence[Value], y: Sequence[Value
 def _area(
     figure: Figure, series: Series, index: int, steps: Sequence[int], values: Sequence[Value]
 ) -> Spec:
-    spec = _trace(figure, series, list(steps), [_short(value) for value in values])
+    spec = line_trace(figure, series, list(steps), values)
     pattern = {"shape": PATTERNS[series.role], "fillmode": "overlay", "size": 6, "solidity": 0.2}
     return {**spec, "mode": "lines", "stackgroup": f"phase{index}", "fillpattern": pattern}
 
@@ -239,14 +245,16 @@ def _numbers(group: Sequence[int]) -> str:
     return f"{first}" if first == last else f"{first}–{last}"
 
 
-def _limit_line(figure: Figure) -> list[Spec]:
+def limit_line(figure: Figure) -> list[Spec]:
+    """The size from which an alarm counts, as a shape."""
     if figure.limit is None:
         return []
     line = {"type": "line", "name": "limit", "xref": "paper", "x0": 0, "x1": 1}
     return [{**line, "y0": figure.limit, "y1": figure.limit}]
 
 
-def _limit_label(figure: Figure) -> list[Spec]:
+def limit_label(figure: Figure) -> list[Spec]:
+    """The name of that line."""
     if figure.limit is None:
         return []
     size = f"{figure.limit:.0%}" if figure.percent else f"{figure.limit:g} nats"

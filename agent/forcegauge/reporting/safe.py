@@ -1,4 +1,4 @@
-"""Text and data from files, made safe for a page: everything is shown as text, nothing acts."""
+"""Text and data from files, made safe for a page or a terminal: all is text, nothing acts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ KEPT = "\n\t\u200c\u200d"
 """Invisible characters that stay: line breaks, tabs and the joiners that scripts and emoji need."""
 
 
+def visible(text: object) -> str:
+    """Any value as text with control and direction characters made visible, not escaped: for a
+    script that puts it on the page as text."""
+    return "".join(map(_visible, str(text)))
+
+
 def shown(text: object, longest: int | None = None) -> str:
     """Any value as HTML text: markup escaped, control and direction characters made visible.
 
@@ -19,8 +25,7 @@ def shown(text: object, longest: int | None = None) -> str:
     whole = str(text)
     cut = whole if longest is None else whole[:longest]
     more = len(whole) - len(cut)
-    visible = "".join(map(_visible, cut))
-    return escape(visible) + (f" … (+{more:,} characters)" if more else "")
+    return escape(visible(cut)) + (f" … (+{more:,} characters)" if more else "")
 
 
 def inline(text: object) -> str:
@@ -30,7 +35,12 @@ def inline(text: object) -> str:
 
 def plot_text(text: object) -> str:
     """`shown` for plotly, which takes some markup and does not know the entities of quotes."""
-    return escape("".join(map(_visible, str(text))), quote=False)
+    return escape(visible(text), quote=False)
+
+
+def plain(text: object) -> str:
+    """Any value on one line of a terminal: control and direction characters made visible."""
+    return " ".join(visible(text).split())
 
 
 def script_json(value: Any) -> str:

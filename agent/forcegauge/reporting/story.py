@@ -88,6 +88,7 @@ class Story:
     alarms: tuple[Alarm, ...]
     verdicts: tuple[Line, ...]
     checkpoints: tuple[Line, ...]
+    snapshots: tuple[Line, ...]
     errors: tuple[Line, ...]
     end: Line | None
     last_time: Value
@@ -145,6 +146,7 @@ def tell(lines: Iterable[Line]) -> Story:
         alarms=_alarms(by_kind.get("alarm", [])),
         verdicts=tuple(by_kind.get("verdict", [])),
         checkpoints=_checkpoints(by_kind.get("checkpoint", [])),
+        snapshots=tuple({line.get("id"): line for line in by_kind.get("snapshot", [])}.values()),
         errors=tuple(by_kind.get("error", [])),
         end=last if last.get("kind") == "end" else None,
         last_time=number(last.get("time")),

@@ -88,9 +88,13 @@ def _phase_bars(story: Story, scale: Scale) -> str:
 
 
 def _verdict_bars(story: Story, scale: Scale) -> str:
+    return "".join(verdict_bars(phase, scale) for phase in story.phases)
+
+
+def verdict_bars(phase: Phase, scale: Scale, offset: int = 0) -> str:
+    """The verdicts of a phase as bars; ``offset`` is taken off its steps."""
     return "".join(
-        scale.bar(start, end, f"v-{known}", f"{GLYPHS[known]} {inline(verdict)}")
-        for phase in story.phases
+        scale.bar(start - offset, end - offset, f"v-{known}", f"{GLYPHS[known]} {inline(verdict)}")
         for start, end, verdict in _verdict_spans(phase)
         for known in [verdict if verdict in GLYPHS else "warming"]
     )
