@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from celery import Celery
@@ -16,10 +17,12 @@ from forcegauge_monitor.records import Event
 from forcegauge_monitor.scripts import KEPT_EVENTS
 from forcegauge_monitor.settings import Settings
 from forcegauge_monitor.store import Store
+from tests.monitor.fleet import fleet
 from tests.monitor.grafana_double import TOKEN, Double
 from tests.monitor.grafana_served import grafana_double
 from tests.monitor.storing import RUN
 from tests.monitor.test_store import keys
+from tests.servers import wait_for
 
 PLACE = "forcegauge_monitor.annotations"
 BEAT = {"step": 7, "verdict": "squeezing", "since_step": 3, "evidence": ""}
@@ -256,3 +259,24 @@ def test_a_missing_token_is_said_and_stops_nothing(
     for _ in range(3):
         lost.annotate()
     assert caplog.text.count("Grafana's token is missing") == 1
+
+
+@pytest.mark.slow
+def test_a_real_beat_tells_all_once_though_grafana_fails_and_the_beat_is_killed(
+    double: tuple[Double, str], tmp_path: Path
+) -> None:
+    there, url = double
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    there.faults = [503, "pass", "lose"]
+    with fleet(
+        tmp_path / "fleet", workers=0, grafana_url=url, grafana_token_file=str(file)
+    ) as running:
+        running.insist("POST", "/runs", {"run": "a", "record_id": "first"})
+        beat = {**BEAT, "record_id": "first", "events": [asdict(each) for each in many(8)]}
+        running.insist("POST", "/runs/a/heartbeat", beat)
+        wait_for(lambda: steps(there))
+        running.kill("beat")
+        running.revive()
+        wait_for(lambda: not running.store.unannotated(9))
+    assert steps(there) == list(range(8))

@@ -159,6 +159,15 @@ def test_an_edit_that_was_taken_back_is_no_edit(site: Site) -> None:
     assert states(site.apply()) == {"same"}
 
 
+def test_what_grafana_itself_makes_of_a_dashboard_is_no_difference(
+    local: tuple[Site, Double],
+) -> None:
+    site, double = local
+    site.apply()
+    double.dashboards["forcegauge-run"]["dashboard"] |= {"schemaVersion": 42, "preload": False}
+    assert states(site.apply()) == {"same"}
+
+
 def test_who_edited_is_told(local: tuple[Site, Double]) -> None:
     site, double = local
     site.apply()

@@ -200,6 +200,11 @@ def test_a_token_that_cannot_be_one_is_told_without_telling_it(
     assert not text or text not in str(caught.value)
 
 
+def test_the_token_is_in_no_text_and_no_file_of_the_settings() -> None:
+    settings = Settings(grafana_token=TOKEN)
+    assert TOKEN not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
 def test_without_a_url_it_is_told_where_to_put_it() -> None:
     with pytest.raises(InputError, match="FORCEGAUGE_MONITOR_GRAFANA_URL"):
         open_grafana(Settings(grafana_token="a"))
