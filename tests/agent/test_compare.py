@@ -71,7 +71,7 @@ def test_only_settings_that_differ_are_told(sweep: Comparison) -> None:
 
 def test_each_run_has_its_verdict_and_the_step_since_which_it_holds(sweep: Comparison) -> None:
     found = {each.name: (each.verdict, each.since) for each in sweep.entries}
-    assert found["dpo-squeeze-0"] == ("squeezing", 4)
+    assert found["dpo-squeeze-0"] == ("squeezing", 4.0)
     assert found["dpo-gentle-0"][0] == "learning"
 
 

@@ -116,7 +116,8 @@ def _tokens(values: Mapping[str, Any], probes: int) -> TokenScores:
     found = {}
     for name in ("logprob", "argmax_logprob"):
         found[name] = np.repeat(values[f"{name}_mean"].reshape(-1), TOKENS) * wave
-    found["argmax_logprob"] = np.maximum(found["logprob"], found["argmax_logprob"])
+    left = np.log1p(-np.exp(np.minimum(found["logprob"], -1e-6)))
+    found["argmax_logprob"] = np.fmax(found["logprob"], np.minimum(found["argmax_logprob"], left))
     every = {name: found.get(name, np.exp(found["argmax_logprob"])) for name in TOKEN_STATISTICS}
     place = np.arange(count, dtype=np.int32)
     return TokenScores(

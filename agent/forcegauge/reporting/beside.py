@@ -83,7 +83,8 @@ def _link(target: Path, page: Path, words: str) -> str:
 
 def _table(values: object, words: str) -> str:
     """A table of types by what was trained on, coloured by sign and size."""
-    rows = {k: v for k, v in values.items() if isinstance(v, Mapping)} if _is_map(values) else {}
+    known = values if isinstance(values, Mapping) else {}
+    rows = {str(kind): row for kind, row in known.items() if isinstance(row, Mapping)}
     columns = list(dict.fromkeys(str(name) for row in rows.values() for name in row))
     found = [number(value) for row in rows.values() for value in row.values()]
     largest = max((abs(value) for value in found if value is not None), default=0.0)
@@ -101,10 +102,6 @@ def _table(values: object, words: str) -> str:
         f'<caption>{words}</caption><thead><tr><th scope="col">response type</th>{heads}</tr>'
         f"</thead><tbody>{body}</tbody></table></div>"
     )
-
-
-def _is_map(values: Any) -> bool:
-    return isinstance(values, Mapping)
 
 
 def _cell(value: object, largest: float) -> str:
