@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from click.testing import CliRunner, Result
 from forcegauge.errors import InputError, RunError
 from forcegauge_monitor import grafana_http
 from forcegauge_monitor.cli import monitor
+from forcegauge_monitor.embedded import forcegauge
 from forcegauge_monitor.settings import PREFIX
 from tests.monitor.grafana_double import READER, TOKEN, Double
 from tests.monitor.grafana_served import grafana_double
+from tests.servers import wait_for
 
 ALL = ("--prometheus", "http://prometheus:9090", "--alerts", "--webhook", "https://h/the-path")
 
@@ -132,3 +135,16 @@ def test_no_secret_is_printed_or_logged(
     text = "".join(said) + caplog.text
     for secret in (TOKEN, READER, "wrong-token", "the-path", "another-path"):
         assert secret not in text
+
+
+@pytest.mark.slow
+def test_a_process_killed_in_the_middle_leaves_what_the_next_one_completes(double: Double) -> None:
+    for number in (2, 9, 18):
+        double.asked.clear()
+        double.faults = [*["pass"] * number, "hang"]
+        with subprocess.Popen(forcegauge("monitor", "grafana", "apply", *ALL)) as process:
+            wait_for(lambda: "hang" not in double.faults)
+            process.kill()
+        assert call("diff", *ALL).exit_code == 1
+    assert call("apply", *ALL).exit_code == 0
+    assert call("diff", *ALL).exit_code == 0
