@@ -4,9 +4,11 @@ Grafana is the only memory. A dashboard that we saved has our mark as the messag
 version, so that one which somebody changed since is known, and kept. Alert rules and the contact
 point have the provenance ``api``, with which Grafana's own pages do not let them be edited.
 
-Relies on Grafana's HTTP API as documented for 10 to 13 under ``/api``: ``folders/:uid``,
-``dashboards/uid/:uid`` and ``.../versions`` (a list until 11, an object with ``versions`` since),
-``dashboards/db``, ``datasources/uid/:uid``, ``search`` and ``v1/provisioning``.
+Relies on Grafana's HTTP API under ``/api`` as documented for 10 to 13, where it is old but stays:
+``folders``, ``dashboards/db``, ``dashboards/uid/:uid``, ``datasources/uid/:uid``, ``search``,
+``library-elements``, ``v1/provisioning``. What differs: versions of a dashboard are a list until 11
+and in an object since; before 12 an alert rule has no ``keep_firing_for``; since 12 a dashboard
+that was saved in the newer format answers 406.
 """
 
 from __future__ import annotations
