@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import socket
 import subprocess
+import tarfile
+import tempfile
 import threading
 import time
 import urllib.error
@@ -15,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,11 +96,42 @@ def fetch(url: str) -> tuple[int, str]:
         return 0, ""
 
 
+VERSIONS = ("2.42", "3.15")
+"""The oldest and the newest Prometheus that is supported: Debian's, and one of the tools."""
+
+
+def prometheus_program(version: str = "2.42") -> str:
+    """Path of Prometheus' program; without it the test is skipped, or fails as in `require`."""
+    return require("prometheus") if version == VERSIONS[0] else _unpacked()
+
+
+@cache
+def _unpacked() -> str:
+    """Prometheus 3.15 out of its archive, in a folder that is gone with the process."""
+    tools = os.environ.get("FORCEGAUGE_TEST_TOOLS")
+    if not tools:
+        pytest.skip("Prometheus 3.15 is missing: FORCEGAUGE_TEST_TOOLS names no folder with it")
+    folder = tempfile.mkdtemp(prefix="prometheus-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with tarfile.open(Path(tools) / "prometheus.tar.xz") as archive:
+        member = next(each for each in archive if Path(each.name).name == "prometheus")
+        archive.extract(member, folder, filter="data")
+    return str(Path(folder) / member.name)
+
+
 @dataclass(frozen=True)
 class Prometheus:
     """A running Prometheus."""
 
     url: str
+
+    def rule_groups(self) -> list[dict[str, Any]]:
+        """Its groups of rules, with their health and what each evaluation took."""
+        status, text = fetch(f"{self.url}/api/v1/rules")
+        if status != 200:
+            pytest.fail(f"rules: {status} {text}")
+        groups: list[dict[str, Any]] = json.loads(text)["data"]["groups"]
+        return groups
 
     def query(self, promql: str) -> list[dict[str, object]]:
         """Series of an instant query: rows of ``metric`` (labels) and ``value`` (time, text)."""
@@ -109,16 +144,26 @@ class Prometheus:
 
 @contextmanager
 def prometheus(
-    folder: Path, targets: Sequence[str] = (), *, discovery: str | None = None
+    folder: Path,
+    targets: Sequence[str] = (),
+    *,
+    discovery: str | None = None,
+    rules: Sequence[Path] = (),
+    version: str = "2.42",
 ) -> Iterator[Prometheus]:
     """A real Prometheus, its data in ``folder``, that scrapes ``host:port`` every second, and what
-    it finds at the URL ``discovery``, asked every second too."""
-    program = require("prometheus")
+    it finds at the URL ``discovery``, asked every second too; ``rules`` are files that it evaluates
+    every second, ``version`` is one of `VERSIONS`."""
+    program = prometheus_program(version)
     scrape: dict[str, object] = {"job_name": "forcegauge"}
     scrape["static_configs"] = [{"targets": list(targets)}]
     if discovery is not None:
         scrape["http_sd_configs"] = [{"url": discovery, "refresh_interval": "1s"}]
-    config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]}
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(path) for path in rules],
+        "scrape_configs": [scrape],
+    }
     # JSON is YAML
     (folder / "prometheus.yml").write_text(json.dumps(config))
     address = f"127.0.0.1:{free_port()}"

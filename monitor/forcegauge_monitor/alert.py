@@ -17,12 +17,14 @@ HELD = "5m"
 class Figure:
     """A number in a description: the largest of a selector's series with the alert's labels.
 
-    ``form`` says how it is shown: ``count``, ``nats``, ``share`` (of 1) or ``seconds``.
+    ``form`` says how it is shown: ``count``, ``nats``, ``share`` (of 1) or ``seconds``; ``over``
+    is how old it may be.
     """
 
     metric: str
     matchers: str = ""
     form: str = "count"
+    over: str = HELD
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class Alert:
     alarm: str = ""
 
 
-def held(selector: str) -> str:
+def held(selector: str, over: str = HELD) -> str:
     """The last value of a selector's series, also while scrapes fail for a short time."""
-    return f"last_over_time({selector}[{HELD}])"
+    return f"last_over_time({selector}[{over}])"
 
 
 def by(labels: tuple[str, ...], vector: str, operator: str = "max") -> str:

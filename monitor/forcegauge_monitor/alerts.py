@@ -118,16 +118,20 @@ def _heard(verdict: str) -> str:
     The monitor keeps a verdict for weeks. Its own target's namespace says nothing of the run, and
     neither does its cluster's absence: such a monitor knows the runs of all clusters.
     """
-    matchers = f'state="{verdict}"'
-    told = f"forcegauge_monitor_run_state{{{matchers}}}"
-    everywhere = f'forcegauge_monitor_run_state{{{matchers},cluster=""}}'
-    seen = f"max_over_time(forcegauge_run_state{{{matchers}}}[{MEMORY}]) == 1"
+    told, seen = (
+        f'forcegauge_{name}{{state="{verdict}"}}' for name in ("monitor_run_state", "run_state")
+    )
+    everywhere = told.replace("}", ',cluster=""}')
+    agent = f"max_over_time({seen}[{MEMORY}]) == 1"
     return (
         "(\n"
         f"  max by (cluster, run) (last_over_time({told}[{HELD}] offset {HEARD}))\n"
         f"  unless max by (cluster, run) (last_over_time({told}[1h] offset {MEMORY}))\n"
-        f"  unless on (cluster, run) ({seen})\n"
-        f"  unless on (run) ({seen} and on (run) last_over_time({everywhere}[{MEMORY}]))\n"
+        f"  unless on (cluster, run) ({agent})\n"
+        "  unless on (run) (\n"
+        f"    {agent}\n"
+        f"    and on (run) last_over_time({everywhere}[{HELD}] offset {HEARD})\n"
+        "  )\n"
         ")"
     )
 

@@ -62,7 +62,7 @@ def _rule(alert: Alert, places: Places, datasource: str) -> Json:
 
 def _asked(alert: Alert, figure: Figure) -> str:
     selector = f"{figure.metric}{{{figure.matchers}}}" if figure.matchers else figure.metric
-    return by(alert.labels, held(selector))
+    return by(alert.labels, held(selector, figure.over))
 
 
 def _query(name: str, expr: str, datasource: str) -> Json:

@@ -62,9 +62,9 @@ _OVERHEAD_HIGH = Alert(
         "/ 21600"
     )
     + f" > {2 * BUDGET:g}\n{_ACTIVE}",
-    "Probes of {run} took {now} of the last six hours. The last one took {duration}; since the "
-    "start of the process they took {overhead}. Raise `every`, take fewer probes or shorter "
-    "answers, or leave `budget` at its default.",
+    f"Probes of {{run}} took {{now}} of the last six hours, not counting {EXEMPT_PROBES} of them. "
+    "The last one took {duration}; since the start of the process they took {overhead}. Raise "
+    "`every`, take fewer probes or shorter answers, or leave `budget` at its default.",
     {
         "duration": Figure("forcegauge_probe_duration_seconds", form="seconds"),
         "overhead": Figure("forcegauge_probe_overhead_ratio", form="share"),
@@ -77,9 +77,9 @@ _PROBE_FAILING = Alert(
     "ForceGaugeProbeFailing",
     "warning",
     "The agent of a run fails again and again; the training goes on.",
-    "At least three failures of the agent within two hours while the run is active. (The "
-    "expression says 2.5: `increase` extrapolates two failures to a little more than two.)",
-    by(OF_A_RUN, "increase(forcegauge_probe_failures_total[2h])", "sum") + f" > 2.5\n{_ACTIVE}",
+    "At least three failures of the agent within two hours, whatever failed, while the run is "
+    "active.",
+    by(OF_A_RUN, "increase(forcegauge_probe_failures_total[2h])", "sum") + f" >= 3\n{_ACTIVE}",
     "The agent of {run} failed {now} times within two hours; the last good probe is of step "
     "{probed}, the training at {step}. The training's log has each kind of failure once, the "
     "run's record all of them.",
@@ -104,7 +104,7 @@ _AGENT_DOWN = Alert(
     + f"max({_KNOWN}) > 0\nunless on () {held('forcegauge_run_active')}",
     "The agent of {run} is discovered and does not answer; it was last seen at step {step}. Its "
     "alarms cannot fire meanwhile.",
-    {"step": Figure("forcegauge_train_step")},
+    {"step": Figure("forcegauge_train_step", over="6h")},
     known="run",
     unknown="The monitor knows {now} active runs, and Prometheus scrapes none of their agents: see "
     "the targets of /sd/targets and whether Prometheus reaches them.",
@@ -122,8 +122,8 @@ _MONITOR_DOWN = Alert(
     "last day.",
     f"count by (cluster, namespace) (last_over_time({_STORE}[1d]))\n"
     f"unless\ncount by (cluster, namespace) ({held(_STORE)})",
-    "Of {now} processes of the monitor that were scraped within the last day none answers. Agents "
-    "go on and are scraped where they were; new runs are not discovered, no snapshot is made.",
+    "No process of the monitor answers; {now} did within the last day. Agents go on and are "
+    "scraped where they were; new runs are not discovered, no snapshot is made.",
     {},
     labels=OF_A_MONITOR,
     dashboard=OPERATIONS,
@@ -136,8 +136,8 @@ _STORE_DOWN = Alert(
     "The monitor cannot reach Redis.",
     "For five minutes `forcegauge_monitor_store_up` is 0 at some process of the monitor.",
     f"count by (cluster, namespace) ({held(_STORE)} == 0)",
-    "{now} processes of the monitor cannot reach Redis: no run registers, heartbeats are refused, "
-    "no snapshot is queued. Agents keep what they have to tell and tell it later.",
+    "Processes of the monitor that cannot reach Redis: {now}. No run registers, heartbeats are "
+    "refused, no snapshot is queued. Agents keep what they have to tell and tell it later.",
     {},
     labels=OF_A_MONITOR,
     dashboard=OPERATIONS,

@@ -85,7 +85,7 @@ def _questions(alert: Alert) -> str:
 
 def _question(name: str, figure: Figure) -> str:
     selector = f"{figure.metric}{{{','.join(filter(None, [figure.matchers, '%s']))}}}"
-    return f"{{{{- $its_{name} := printf `max({held(selector)})` $its | query -}}}}"
+    return f"{{{{- $its_{name} := printf `max({held(selector, figure.over)})` $its | query -}}}}"
 
 
 class _Dumper(yaml.SafeDumper):
