@@ -5,7 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard as sdk
 
 from dashboards.frame import Section, dashboard, to_run
-from dashboards.looks import NATS_PER_TOKEN, SHARE, STEP, prop, verdict_map
+from dashboards.looks import NATS, SHARE, STEP, verdict_cell, width
 from dashboards.panels import Column, Frame, Panel, Scale, about, lines, rows
 from dashboards.promql import GROUP, RUNS, last, series, sick_since_step, verdict
 
@@ -19,45 +19,45 @@ HINT = (
 Signal = tuple[str, str, Scale, dict[str, str]]
 
 SIGNALS: tuple[Signal, ...] = (
-    ("Squeeze index (higher is worse)", "squeeze_nats", Scale(NATS_PER_TOKEN, 2), {}),
-    ("Share of answers that are squeezed", "squeezed_ratio", Scale(SHARE, 0), {}),
+    ("Squeeze index (higher is worse)", "squeeze_nats", Scale(NATS, 2), {}),
+    ("Share of answers that are squeezed", "squeezed_ratio", Scale(SHARE, 1), {}),
     (
         "Chosen answers since the start of the phase",
         "logprob_change_nats",
-        Scale(NATS_PER_TOKEN, 2),
+        Scale(NATS, 2),
         {"response_type": "chosen"},
     ),
     (
         "Rejected answers since the start of the phase",
         "logprob_change_nats",
-        Scale(NATS_PER_TOKEN, 2),
+        Scale(NATS, 2),
         {"response_type": "rejected"},
     ),
     (
         "Answers to other training prompts since the start of the phase",
         "logprob_change_nats",
-        Scale(NATS_PER_TOKEN, 2),
+        Scale(NATS, 2),
         {"response_type": "other_prompt"},
     ),
     (
         "Mass of the likeliest token along rejected answers",
         "argmax_mass_change_ratio",
-        Scale(SHARE, 0),
+        Scale(SHARE, 1),
         {"response_type": "rejected"},
     ),
-    ("Preference margin", "preference_margin_nats", Scale(NATS_PER_TOKEN, 2), {}),
-    ("Hallucination pressure", "hallucination_pressure_nats", Scale(NATS_PER_TOKEN, 2), {}),
+    ("Preference margin", "preference_margin_nats", Scale(NATS, 2), {}),
+    ("Hallucination pressure", "hallucination_pressure_nats", Scale(NATS, 2), {}),
     (
         "Entropy along chosen answers",
         "entropy_nats",
-        Scale(NATS_PER_TOKEN, 2),
+        Scale(NATS, 2),
         {"response_type": "chosen"},
     ),
-    ("Repetition in greedy outputs", "greedy_repetition_ratio", Scale(SHARE, 0), {}),
+    ("Repetition in greedy outputs", "greedy_repetition_ratio", Scale(SHARE, 1), {}),
     (
         "Push down that falls on unlikely tokens",
         "valley_force_ratio",
-        Scale(SHARE, 0, empty="no push down seen"),
+        Scale(SHARE, 1, empty="no push down seen"),
         {},
     ),
     ("Step", "train_step", Scale(STEP, 0), {}),
@@ -86,30 +86,30 @@ def _table() -> Panel:
         24,
         8,
     )
-    looks = {
-        "run": [to_run()],
-    }
-    labels = {"run": "run", "cluster": "cluster", "namespace": "namespace"}
-    return rows(frame, _columns(), labels=labels, overrides=looks, sort=("verdict",))
+    columns = _columns()
+    return rows(
+        frame,
+        columns,
+        labels={"run": "run", "cluster": "cluster", "namespace": "namespace"},
+        order=("run", *(column.title for column in columns), "cluster", "namespace"),
+        overrides={"run": [to_run(), width(150)], "cluster": [width(75)], "namespace": [width(95)]},
+        sort=("verdict",),
+    )
 
 
 def _columns() -> list[Column]:
-    nats, share = Scale(NATS_PER_TOKEN, 2), Scale(SHARE, 0)
-    verdict_looks = (
-        prop("mappings", [verdict_map()]),
-        prop("custom.cellOptions", {"type": "color-background", "mode": "basic"}),
-    )
+    nats, share = Scale("none", 2), Scale(SHARE, 0)
     return [
-        Column("verdict", verdict(RUNS), Scale("none", 0), verdict_looks),
-        Column("step", _last("probe_step"), Scale(STEP, 0)),
-        Column("sick since step", sick_since_step(RUNS), Scale(STEP, 0)),
-        Column("squeeze", _last("squeeze_nats"), nats),
-        Column("squeezed", _last("squeezed_ratio"), share),
-        Column("chosen", _last("logprob_change_nats", response_type="chosen"), nats),
-        Column("rejected", _last("logprob_change_nats", response_type="rejected"), nats),
-        Column("margin", _last("preference_margin_nats"), nats),
-        Column("pressure", _last("hallucination_pressure_nats"), nats),
-        Column("repetition", _last("greedy_repetition_ratio"), share),
+        Column("verdict", verdict(RUNS), Scale("none", 0), 95, verdict_cell()),
+        Column("step", _last("probe_step"), Scale(STEP, 0), 65),
+        Column("sick since step", sick_since_step(RUNS), Scale(STEP, 0), 115),
+        Column("squeeze, nats", _last("squeeze_nats"), nats, 105),
+        Column("squeezed", _last("squeezed_ratio"), share, 85),
+        Column("chosen", _last("logprob_change_nats", response_type="chosen"), nats, 80),
+        Column("rejected", _last("logprob_change_nats", response_type="rejected"), nats, 80),
+        Column("margin", _last("preference_margin_nats"), nats, 80),
+        Column("pressure", _last("hallucination_pressure_nats"), nats, 90),
+        Column("repetition", _last("greedy_repetition_ratio"), share, 90),
     ]
 
 

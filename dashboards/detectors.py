@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from dashboards.frame import link, to_runbook
-from dashboards.looks import NATS, PROBES, SHARE, UP_COLOR, alarm_map, fixed, limit_looks, prop
+from dashboards.looks import (
+    FILLED,
+    NATS,
+    SHARE,
+    UP_COLOR,
+    alarm_map,
+    fixed,
+    limit_looks,
+    prop,
+    width,
+)
 from dashboards.panels import Column, Frame, Panel, Property, Scale, about, lines, rows
 from dashboards.promql import GROUP, ONE_RUN, last, series
 from forcegauge.alarms import ALARMS, Alarm, Condition
@@ -26,55 +36,58 @@ def alarms_on() -> Panel:
         11,
     )
     value, threshold, streak, needed = (last(series(n, ONE_RUN), ONE_RUN, BY) for n in FIGURES)
-    plain = Scale("none", 2)
+    count, plain = Scale("none", 0), Scale("none", 2)
     columns = [
-        Column("on", f"{streak} >= bool {needed}", Scale("bool_on_off", 0), _on_looks()),
-        Column("held for", streak, Scale(PROBES, 0)),
-        Column("needed", needed, Scale(PROBES, 0)),
-        Column("value", value, plain),
-        Column("threshold", threshold, plain),
+        Column("on", f"{streak} >= bool {needed}", Scale("bool_on_off", 0), 60, _on_looks()),
+        Column("held, probes", streak, count, 130),
+        Column("needed", needed, count, 85),
+        Column("value", value, plain, 85),
+        Column("threshold", threshold, plain, 100),
     ]
     looks = {
         "alarm": [
             prop("mappings", [alarm_map()]),
             to_runbook(),
-            prop("custom.width", 240),
+            width(190),
         ]
     }
-    hidden = ("run", "cluster", "namespace")
-    labels = {"alarm": "alarm"}
     return rows(
-        frame, columns, labels=labels, hidden=hidden, overrides=looks, sort=("on", "held for")
+        frame,
+        columns,
+        labels={"alarm": "alarm"},
+        order=("alarm", *(column.title for column in columns)),
+        hidden=("run", "cluster", "namespace"),
+        overrides=looks,
+        sort=("on", "held, probes"),
     )
 
 
 def _on_looks() -> tuple[Property, ...]:
     words = {
-        "0": {"text": "off", "color": "text", "index": 0},
+        "0": {"text": "off", "color": "transparent", "index": 0},
         "1": {"text": "ON", "color": "red", "index": 1},
     }
     return (
         prop("mappings", [{"type": "value", "options": words}]),
-        prop("custom.cellOptions", {"type": "color-background", "mode": "basic"}),
-        prop("custom.width", 70),
+        FILLED,
     )
 
 
 def streaks() -> Panel:
     """How long each alarm's conditions have held, as a multiple of what it needs."""
     frame = Frame(
-        "How long each alarm has held (at or above the dashed line it is on)",
+        "How long each alarm has held (on at or above the line)",
         about(
             "Probes running at which all conditions held, divided by the probes needed: 1 is on. "
             "One noisy probe is no alarm.",
             "alarm_streak",
             "alarm_streak_needed",
         ),
-        24,
-        8,
+        16,
+        7,
     )
     streak, needed = (f"max by (alarm) ({series(n, ONE_RUN)})" for n in FIGURES[2:])
-    scale = Scale("suffix:× needed", 1, ((1.0, "red"),))
+    scale = Scale("suffix:×", 1, ((1.0, "red"),))
     asks = {"{{alarm}}": f"{streak} / {needed}"}
     return lines(frame, scale, asks, limited=True, bounds=(0, None))
 
@@ -87,7 +100,7 @@ def detectors() -> list[Panel]:
 def _detector(row: Alarm) -> Panel:
     name = row.name.replace("_", " ")
     frame = Frame(
-        f"{name.capitalize()}: alarm {_sign(row.conditions[0])} the dashed line",
+        f"{name.capitalize()} (alarm {_sign(row.conditions[0])} the line)",
         about(f"{row.meaning}\n\n{_rule(row)}\n\n{row.advice}", *FIGURES[:2]),
         8,
         7,
@@ -95,7 +108,7 @@ def _detector(row: Alarm) -> Panel:
     )
     value, threshold = (f"max by (run) ({series(n, ONE_RUN, alarm=row.name)})" for n in FIGURES[:2])
     unit = NATS if row.conditions[0].signal.endswith("_nats") else SHARE
-    scale = Scale(unit, 2 if unit == NATS else 0, empty="not defined for this run")
+    scale = Scale(unit, 2 if unit == NATS else 1, empty="not defined for this run")
     looks = {"value": [fixed(UP_COLOR)], "threshold": limit_looks()}
     return lines(frame, scale, {"value": value, "threshold": threshold}, overrides=looks)
 

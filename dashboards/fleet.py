@@ -7,20 +7,21 @@ from grafana_foundation_sdk.builders import dashboard as sdk
 from dashboards.frame import Section, dashboard, to_run, to_runbook
 from dashboards.looks import (
     AGO,
-    NATS_PER_TOKEN,
-    SHARE,
+    NATS,
     STEP,
     VERDICT_COLORS,
     alarm_map,
     fixed,
     prop,
-    verdict_map,
+    verdict_cell,
+    width,
 )
 from dashboards.panels import Column, Frame, Panel, Scale, about, lines, number, rows, verdicts
 from dashboards.promql import (
     GROUP,
     PLACE,
     last,
+    most,
     series,
     sick_since_step,
     told_since,
@@ -28,18 +29,28 @@ from dashboards.promql import (
     verdict,
     verdict_now,
     verdict_since,
+    was_sick,
 )
+from forcegauge.alarms import ALARMS
+from forcegauge_monitor.alerts import SEVERITIES
 
 UID = "forcegauge-fleet"
 
 ALL_VERDICTS = f"({verdict(PLACE)} or on (run) {told_verdict()})"
+
+INFORM = "|".join(row.name for row in ALARMS if SEVERITIES.get(row.name) == "info")
+
+ORDER = (
+    *("run", "verdict", "since", "sick since step", "worst alarm", "held, × needed"),
+    *("squeeze, nats", "step", "last probe", "trains", "cluster", "namespace"),
+)
 
 
 def fleet() -> sdk.Dashboard:
     """The dashboard of all runs."""
     sections: list[Section] = [
         ("Who is sick?", [_counts(), _table()]),
-        ("How they got there", [_bands(), _squeeze(), _overhead()]),
+        ("How they got there", [_bands(), _squeeze(), _chosen()]),
     ]
     text = "Every finetuning run: how it is, since when, and which signal is worst."
     return dashboard(UID, text, sections)
@@ -73,49 +84,39 @@ def _table() -> Panel:
             "sort. A run that has ended keeps its last values; one whose process Prometheus did "
             "not see in this time has the verdict that the monitor was told. **Sick since step** "
             "is the first probe after the last healthy one. **Worst alarm** is the one that has "
-            "held for the most probes, as a multiple of what it needs (1 or more: it is on).",
+            "held longest, as a multiple of the probes it needs (1 or more: it is on); one that "
+            "only informs stands back behind others that are on.",
             *("run_state", "monitor_run_state", "alarm_streak", "alarm_streak_needed"),
             *("squeeze_nats", "probe_step", "probe_timestamp_seconds", "run_active"),
         ),
         24,
-        12,
+        13,
     )
     titles = {"run": "run", "alarm": "worst alarm", "cluster": "cluster", "namespace": "namespace"}
-    return rows(
-        frame,
-        _columns(),
-        labels=titles,
-        overrides={
-            "run": [to_run()],
-            "worst alarm": [
-                prop("mappings", [alarm_map()]),
-                to_runbook(),
-            ],
-        },
-        sort=("verdict",),
-        empty="no run seen in this time",
-    )
+    looks = {
+        "run": [to_run(), width(140)],
+        "worst alarm": [prop("mappings", [alarm_map()]), to_runbook(), width(155)],
+        "cluster": [width(65)],
+        "namespace": [width(92)],
+    }
+    return rows(frame, _columns(), labels=titles, order=ORDER, overrides=looks, sort=("verdict",))
 
 
 def _columns() -> list[Column]:
-    verdict_looks = (
-        prop("mappings", [verdict_map()]),
-        prop("custom.cellOptions", {"type": "color-background", "mode": "basic"}),
-    )
     since = f"({verdict_since(PLACE)} or on (run) {told_since()}) * 1000"
     squeeze = last(series("squeeze_nats", PLACE), PLACE)
     step = last(series("probe_step", PLACE), PLACE)
     probed = f"{last(series('probe_timestamp_seconds', PLACE), PLACE)} * 1000"
     active = last(series("run_active", PLACE), PLACE)
     return [
-        Column("verdict", ALL_VERDICTS, Scale("none", 0), verdict_looks),
-        Column("since", since, Scale(AGO, None)),
-        Column("sick since step", sick_since_step(PLACE), Scale(STEP, 0)),
-        Column("alarm held", _worst(), Scale("suffix:× needed", 1, ((1.0, "red"),))),
-        Column("squeeze", squeeze, Scale(NATS_PER_TOKEN, 2, ((0.5, "orange"),))),
-        Column("step", step, Scale(STEP, 0)),
-        Column("last probe", probed, Scale(AGO, None)),
-        Column("trains", active, Scale("bool_yes_no", 0)),
+        Column("verdict", ALL_VERDICTS, Scale("none", 0), 95, verdict_cell()),
+        Column("since", since, Scale(AGO, None), 105),
+        Column("sick since step", sick_since_step(PLACE), Scale(STEP, 0), 115),
+        Column("held, × needed", _worst(), Scale("none", 1, ((1.0, "red"),)), 112),
+        Column("squeeze, nats", squeeze, Scale("none", 2, ((0.5, "orange"),)), 103),
+        Column("step", step, Scale(STEP, 0), 55),
+        Column("last probe", probed, Scale(AGO, None), 115),
+        Column("trains", active, Scale("bool_yes_no", 0), 55),
     ]
 
 
@@ -123,44 +124,47 @@ def _worst() -> str:
     by = f"{GROUP}, alarm"
     streak = last(series("alarm_streak", PLACE), PLACE, by)
     needed = last(series("alarm_streak_needed", PLACE), PLACE, by)
-    return f"topk by ({GROUP}) (1, {streak} / {needed} > 0)"
+    serious = last(series("alarm_streak", f'{PLACE}, alarm!~"{INFORM}"'), PLACE, by)
+    first = f"topk by ({GROUP}) (1, {serious} / {needed} >= 1)"
+    return f"{first} or on ({GROUP}) topk by ({GROUP}) (1, {streak} / {needed} > 0)"
 
 
 def _bands() -> Panel:
     frame = Frame(
-        "Verdict of each run over time",
+        "Runs that were sick in this time: their verdict",
         about("One band for each run; a gap is a time at which it was not heard of.", "run_state"),
         24,
-        8,
+        9,
     )
-    return verdicts(frame, {"{{run}}": verdict_now(PLACE)})
+    expr = f"({verdict_now(PLACE)}) and on (run) {was_sick(PLACE)}"
+    return verdicts(frame, {"{{run}}": expr}, empty="no run was sick in this time")
 
 
 def _squeeze() -> Panel:
     frame = Frame(
-        "Squeeze index of each run (higher is worse)",
+        "The ten most squeezed runs: squeeze index",
         about(
-            "A line for each run. Where it rises and stays up, answers that nobody trains on lose "
-            "mass to the likeliest tokens. The dashed line is the size that the alarm asks for.",
+            "Where a line rises and stays up, answers that nobody trains on lose mass to the "
+            "likeliest tokens. The dashed line is the size that the alarm asks for.",
             "squeeze_nats",
         ),
         12,
-        9,
+        10,
     )
-    expr = f"max by (run) ({series('squeeze_nats', PLACE)})"
-    scale = Scale(NATS_PER_TOKEN, 2, ((0.5, "red"),))
-    return lines(frame, scale, {"{{run}}": expr}, limited=True)
+    scale = Scale(NATS, 2, ((0.5, "red"),))
+    return lines(frame, scale, {"{{run}}": most("squeeze_nats", PLACE)}, limited=True)
 
 
-def _overhead() -> Panel:
+def _chosen() -> Panel:
     frame = Frame(
-        "Share of training time that probes took",
+        "The ten runs whose chosen answers fell furthest",
         about(
-            "A line for each run. The dashed line is the default budget.", "probe_overhead_ratio"
+            "Log-probability of the chosen answers since the start of the phase: below 0 they are "
+            "less likely than before training.",
+            "logprob_change_nats",
         ),
         12,
-        9,
+        10,
     )
-    expr = f"max by (run) ({series('probe_overhead_ratio', PLACE)})"
-    scale = Scale(SHARE, 2, ((0.01, "orange"),))
-    return lines(frame, scale, {"{{run}}": expr}, limited=True, bounds=(0, None))
+    expr = most("logprob_change_nats", PLACE, "bottomk", response_type="chosen")
+    return lines(frame, Scale(NATS), {"{{run}}": expr})

@@ -12,7 +12,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.common import DataSourceRef
 
-from dashboards.looks import prop
+from dashboards.looks import ALERT_PREFIX, prop
 from dashboards.panels import SOURCE, Panel, Property
 from dashboards.promql import ONE_RUN, series
 
@@ -87,7 +87,7 @@ def to_run() -> Property:
 
 def to_runbook() -> Property:
     """From the name of an alert to its runbook."""
-    return value_link("runbook", "${runbooks}${__value.text}")
+    return value_link("runbook", f"${{runbooks}}{ALERT_PREFIX}${{__value.text}}")
 
 
 def value_link(title: str, url: str) -> Property:

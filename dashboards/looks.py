@@ -12,16 +12,18 @@ from grafana_foundation_sdk.models.dashboard import (
 )
 
 import forcegauge.reporting
-from forcegauge.alarms import ALARMS, VERDICTS
+from forcegauge.alarms import ALARMS, VERDICTS, Alarm
 from forcegauge.probes import RESPONSE_TYPES
 from forcegauge.reporting.plots import STYLES
 from forcegauge_monitor.alerts import alert_name
 
-NATS, NATS_PER_TOKEN, PROBES = "suffix:nats", "suffix:nats/token", "suffix:probes"
+NATS = "suffix:nats"
 SHARE, STEP, PLAIN, SECONDS, AGO = "percentunit", "none", "none", "s", "dateTimeFromNow"
 
 VERDICT_COLORS = dict(zip(VERDICTS, ("blue", "green", "orange", "red", "purple"), strict=True))
 """Grafana's own names, which follow its theme."""
+
+ALERT_PREFIX = "ForceGauge"
 
 LIMIT_COLOR = "red"
 UP_COLOR, DOWN_COLOR = "blue", "orange"
@@ -60,11 +62,21 @@ def verdict_map() -> ValueMap:
     )
 
 
+def verdict_cell() -> tuple[DynamicConfigValue, ...]:
+    """A table's cell that holds a verdict."""
+    return prop("mappings", [verdict_map()]), FILLED
+
+
+def short_name(row: Alarm) -> str:
+    """``Squeezing`` of ``ForceGaugeSqueezing``."""
+    return alert_name(row).removeprefix(ALERT_PREFIX)
+
+
 def alarm_map() -> ValueMap:
-    """An alarm's label as the name of its alert, which is also the name of its runbook."""
+    """An alarm's label as the name of its alert without what all names begin with."""
     return ValueMap(
         options={
-            row.name: ValueMappingResult(text=alert_name(row), index=index)
+            row.name: ValueMappingResult(text=short_name(row), index=index)
             for index, row in enumerate(ALARMS)
         }
     )
@@ -73,6 +85,14 @@ def alarm_map() -> ValueMap:
 def prop(name: str, value: object) -> DynamicConfigValue:
     """One property of an override."""
     return DynamicConfigValue(id_val=name, value=value)
+
+
+FILLED = prop("custom.cellOptions", {"type": "color-background", "mode": "basic"})
+
+
+def width(pixels: int) -> DynamicConfigValue:
+    """The width of a table's column."""
+    return prop("custom.width", pixels)
 
 
 def fixed(color: str) -> DynamicConfigValue:

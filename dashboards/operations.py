@@ -5,9 +5,9 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard as sdk
 
 from dashboards.frame import Section, dashboard, to_run
-from dashboards.looks import AGO, SECONDS, SHARE, fixed
+from dashboards.looks import AGO, SECONDS, SHARE, fixed, width
 from dashboards.panels import Column, Frame, Panel, Scale, about, lines, number, rows
-from dashboards.promql import GROUP, PLACE, last, series
+from dashboards.promql import GROUP, PLACE, last, most, series
 
 UID = "forcegauge-operations"
 
@@ -47,7 +47,7 @@ def _health() -> list[Panel]:
         ),
         number(
             Frame(
-                "Snapshots failed for good",
+                "Failed snapshots",
                 about(
                     "Start them again with `forcegauge monitor requeue`.",
                     "monitor_failed_snapshots",
@@ -93,37 +93,42 @@ def _agents() -> Panel:
     when, duration, share = (last(series(name, PLACE), PLACE) for name in names)
     failed = f"sum by ({GROUP}) (increase({series('probe_failures_total', PLACE)}[$__range]))"
     columns = [
-        Column("trains", last(series("run_active", PLACE), PLACE), Scale("bool_yes_no", 0)),
-        Column("last probe", f"{when} * 1000", Scale(AGO, None)),
-        Column("probe took", duration, Scale(SECONDS, 2)),
-        Column("overhead", share, Scale(SHARE, 2, ((0.0, "green"), (BUDGET, "orange")))),
-        Column("errors", failed, Scale("none", 0, ((0.0, "green"), (0.5, "red")))),
+        Column("trains", last(series("run_active", PLACE), PLACE), Scale("bool_yes_no", 0), 100),
+        Column("last probe", f"{when} * 1000", Scale(AGO, None), 160),
+        Column("probe took", duration, Scale(SECONDS, 2), 130),
+        Column("overhead", share, Scale(SHARE, 2, ((BUDGET, "orange"),)), 130),
+        Column("errors", failed, Scale("none", 0, ((0.5, "red"),)), 100),
     ]
-    run = [to_run()]
-    labels = {"run": "run", "cluster": "cluster", "namespace": "namespace"}
-    return rows(frame, columns, labels=labels, overrides={"run": run}, sort=("errors",))
+    return rows(
+        frame,
+        columns,
+        labels={"run": "run", "cluster": "cluster", "namespace": "namespace"},
+        order=("run", *(column.title for column in columns), "cluster", "namespace"),
+        overrides={"run": [to_run(), width(220)]},
+        sort=("errors", "overhead"),
+    )
 
 
 def _overhead() -> Panel:
     frame = Frame(
-        "Share of training time that probes took",
+        "Share of training time that probes take: the ten highest",
         about("The dashed line is the default budget.", "probe_overhead_ratio"),
         8,
         9,
     )
-    asks = {"{{run}}": f"max by (run) ({series('probe_overhead_ratio', PLACE)})"}
+    asks = {"{{run}}": most("probe_overhead_ratio", PLACE)}
     scale = Scale(SHARE, 2, ((BUDGET, "orange"),))
     return lines(frame, scale, asks, limited=True, bounds=(0, None))
 
 
 def _durations() -> Panel:
     frame = Frame(
-        "How long a probe held up the training",
+        "How long a probe holds up the training: the ten longest",
         about("A line for each run.", "probe_duration_seconds"),
         8,
         9,
     )
-    asks = {"{{run}}": f"max by (run) ({series('probe_duration_seconds', PLACE)})"}
+    asks = {"{{run}}": most("probe_duration_seconds", PLACE)}
     return lines(frame, Scale(SECONDS, 2), asks, bounds=(0, None))
 
 
@@ -135,8 +140,8 @@ def _failures() -> Panel:
         9,
     )
     failed = series("probe_failures_total", PLACE)
-    asks = {"{{reason}}": f"sum by (reason) (rate({failed}[$__rate_interval])) * 60"}
-    return lines(frame, Scale("suffix:/min", 2), asks, bounds=(0, None))
+    asks = {"{{reason}}": f"sum by (reason) (rate({failed}[$__rate_interval])) * 60 > 0"}
+    return lines(frame, Scale("suffix:/min", 2, empty="no errors"), asks, bounds=(0, None))
 
 
 def _queue() -> Panel:
@@ -216,4 +221,4 @@ def _store() -> Panel:
         "store": f"min({series('monitor_store_up', PLACE)})",
         "{{run}}": f"max by (run) ({progress})",
     }
-    return lines(frame, Scale(SHARE, 0), asks, bounds=(0, 1))
+    return lines(frame, Scale(SHARE, 1), asks, bounds=(0, 1))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from grafana_foundation_sdk.builders import (
-    bargauge,
     common,
     stat,
     statetimeline,
@@ -20,7 +19,6 @@ from grafana_foundation_sdk.builders import prometheus as query
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.common import (
-    BarGaugeDisplayMode,
     BigValueColorMode,
     BigValueGraphMode,
     BigValueTextMode,
@@ -35,7 +33,6 @@ from grafana_foundation_sdk.models.common import (
     TableSortByFieldState,
     TooltipDisplayMode,
     VisibilityMode,
-    VizOrientation,
 )
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from grafana_foundation_sdk.models.text import TextMode
@@ -49,13 +46,12 @@ Property = model.DynamicConfigValue
 Overrides = Mapping[str, Sequence[Property]]
 """Properties by the name that a field has: its legend, or its column's title."""
 
-Panel = (
-    timeseries.Panel | stat.Panel | bargauge.Panel | table.Panel | statetimeline.Panel | text.Panel
-)
-P = TypeVar(
-    "P", timeseries.Panel, stat.Panel, bargauge.Panel, table.Panel, statetimeline.Panel, text.Panel
-)
-V = TypeVar("V", timeseries.Panel, stat.Panel, bargauge.Panel, table.Panel, statetimeline.Panel)
+Panel = timeseries.Panel | stat.Panel | table.Panel | statetimeline.Panel | text.Panel
+BANDS, LOOKS = 400, 720
+"""Moments of the time range that a timeline and a table's subqueries look at: few are quick."""
+
+P = TypeVar("P", timeseries.Panel, stat.Panel, table.Panel, statetimeline.Panel, text.Panel)
+V = TypeVar("V", timeseries.Panel, stat.Panel, table.Panel, statetimeline.Panel)
 
 
 @dataclass(frozen=True)
@@ -77,6 +73,8 @@ class Scale:
     decimals: int | None = 2
     steps: tuple[tuple[float, str], ...] = ()
     empty: str = "no data yet"
+    base: str = "text"
+    """The colour below the first step."""
 
 
 def about(text: str, *metrics: str) -> str:
@@ -97,7 +95,6 @@ def lines(
     stacked: bool = False,
     limited: bool = False,
     bounds: tuple[float | None, float | None] = (None, None),
-    calcs: Sequence[str] = ("lastNotNull",),
 ) -> timeseries.Panel:
     """Lines over time in steps, since a gauge holds its value until the next probe.
 
@@ -105,12 +102,11 @@ def lines(
     """
     panel = _scaled(_framed(timeseries.Panel(), frame), scale)
     panel = panel.line_interpolation(LineInterpolation.STEP_AFTER).line_width(2).fill_opacity(0)
-    panel = panel.show_points(VisibilityMode.NEVER).legend(_legend(calcs))
+    panel = panel.show_points(VisibilityMode.NEVER).legend(_legend(frame, asks))
     tooltip = common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI)
     panel = panel.tooltip(tooltip.sort(SortOrder.DESCENDING))
-    panel = panel.color_scheme(
-        sdk.FieldColor().mode(model.FieldColorModeId.PALETTE_CLASSIC_BY_NAME)
-    )
+    # by name, two of a dozen runs often get the same colour
+    panel = panel.color_scheme(sdk.FieldColor().mode(model.FieldColorModeId.PALETTE_CLASSIC))
     if stacked:
         panel = panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(60)
     if limited:
@@ -141,19 +137,18 @@ def number(
     return _asked(_overridden(panel, overrides), asks, instant=True)
 
 
-def bars(frame: Frame, scale: Scale, asks: Mapping[str, str]) -> bargauge.Panel:
-    """Horizontal bars of the last values."""
-    panel = _scaled(_framed(bargauge.Panel(), frame), scale)
-    panel = panel.display_mode(BarGaugeDisplayMode.BASIC).orientation(VizOrientation.HORIZONTAL)
-    panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-    return _asked(panel, asks, instant=True)
-
-
-def verdicts(frame: Frame, asks: Mapping[str, str]) -> statetimeline.Panel:
+def verdicts(
+    frame: Frame, asks: Mapping[str, str], *, empty: str = "no data yet"
+) -> statetimeline.Panel:
     """Verdicts over time as coloured bands."""
-    scale = Scale("none", 0)
+    scale = Scale("none", 0, empty=empty)
     panel = _scaled(_framed(statetimeline.Panel(), frame), scale).mappings([verdict_map()])
-    panel = panel.show_value(VisibilityMode.AUTO).legend(_legend(())).row_height(0.8)
+    panel = (
+        panel.max_data_points(BANDS)
+        .show_value(VisibilityMode.AUTO)
+        .legend(_legend(frame, {}))
+        .row_height(0.8)
+    )
     return _asked(panel, asks)
 
 
@@ -164,6 +159,7 @@ class Column:
     title: str
     expr: str
     scale: Scale
+    width: int
     looks: tuple[Property, ...] = ()
 
 
@@ -172,27 +168,26 @@ def rows(
     columns: Sequence[Column],
     *,
     labels: Mapping[str, str],
+    order: Sequence[str],
     hidden: Sequence[str] = (),
     overrides: Overrides | None = None,
     sort: Sequence[str] = (),
-    empty: str = "no data yet",
 ) -> table.Panel:
-    """A table with a row per set of labels and a column per query, in the order given.
+    """A table with a row per set of labels and a column per query.
 
-    ``labels`` are the titles of the label columns, which stand first; ``sort`` are titles, the
-    largest values on top.
+    ``labels`` are the titles of the label columns; ``order`` are all titles from left to right,
+    ``sort`` those to sort by, the largest values on top.
     """
-    panel = _scaled(_framed(table.Panel(), frame), Scale("none", None, empty=empty))
-    panel = _filed(panel.cell_height(TableCellHeight.SM).filterable(True))
+    panel = _scaled(_framed(table.Panel(), frame), Scale("none", None, empty="–"))
+    panel = panel.cell_height(TableCellHeight.SM).show_header(True).max_data_points(LOOKS)
     for ref, column in zip(_REFS, columns, strict=False):
         panel = panel.with_target(_target(column.expr, ref, instant=True, as_table=True))
         panel = panel.override_by_name(column.title, [*_column_scale(column), *column.looks])
     panel = _overridden(panel, overrides)
-    titles = {f"Value #{ref}": c.title for ref, c in zip(_REFS, columns, strict=False)}
-    if len(columns) == 1:
-        titles = {"Value": columns[0].title, **titles}
+    values = {f"Value #{ref}": c.title for ref, c in zip(_REFS, columns, strict=False)}
+    titles = sorted({**labels, **values}.items(), key=lambda pair: order.index(pair[1]))
     panel = panel.with_transformation(_transformation("merge", {}))
-    panel = panel.with_transformation(_organize({**labels, **titles}, ("Time", *hidden)))
+    panel = panel.with_transformation(_organize(dict(titles), ("Time", *hidden)))
     by: list[Builder[TableSortByFieldState]] = [
         common.TableSortByFieldState().display_name(title).desc(True) for title in sort
     ]
@@ -210,12 +205,12 @@ def matrix(
     """A table of the first label against the second, every cell coloured by its value."""
     row, column = sides
     panel = _scaled(_framed(table.Panel(), frame), scale)
-    panel = _filed(panel.cell_height(TableCellHeight.SM))
+    panel = panel.cell_height(TableCellHeight.SM).show_header(True)
     panel = panel.with_target(_target(expr, "A", instant=True, as_table=True))
     options = {"rowField": row, "columnField": column, "valueField": "Value"}
     panel = panel.with_transformation(_transformation("groupingToMatrix", options))
-    head = f"{row}\\{column}"
-    panel = panel.with_transformation(_organize({head: head} | {name: name for name in order}, ()))
+    titles = {f"{row}\\{column}": "moved ↓  by training on →"} | {name: name for name in order}
+    panel = panel.with_transformation(_organize(titles, ()))
     return panel.override_by_field_type("number", list(looks))
 
 
@@ -236,12 +231,12 @@ def _scaled(panel: V, scale: Scale) -> V:
     panel = panel.datasource(SOURCE).unit(scale.unit).no_value(scale.empty)
     if scale.decimals is not None:
         panel = panel.decimals(scale.decimals)
-    return panel.thresholds(_thresholds(scale.steps))
+    return panel.thresholds(_thresholds(scale))
 
 
-def _thresholds(steps: Sequence[tuple[float, str]]) -> sdk.ThresholdsConfig:
-    found = [model.Threshold(value=None, color="text")]
-    found += [model.Threshold(value=value, color=color) for value, color in steps]
+def _thresholds(scale: Scale) -> sdk.ThresholdsConfig:
+    found = [model.Threshold(value=None, color=scale.base)]
+    found += [model.Threshold(value=value, color=color) for value, color in scale.steps]
     return sdk.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(found)
 
 
@@ -259,10 +254,13 @@ def _target(
     return asked.format(PromQueryFormat.TABLE if as_table else PromQueryFormat.TIME_SERIES)
 
 
-def _legend(calcs: Sequence[str]) -> common.VizLegendOptions:
-    legend = common.VizLegendOptions().placement(LegendPlacement.BOTTOM).show_legend(True)
-    mode = LegendDisplayMode.TABLE if len(calcs) > 1 else LegendDisplayMode.LIST
-    return legend.display_mode(mode).calcs(list(calcs))
+def _legend(frame: Frame, asks: Mapping[str, str]) -> common.VizLegendOptions:
+    """At the right, with last values, where many lines have room; else below."""
+    legend = common.VizLegendOptions().show_legend(True)
+    if frame.w >= 12 and "{{" in "".join(asks):
+        legend = legend.display_mode(LegendDisplayMode.TABLE).placement(LegendPlacement.RIGHT)
+        return legend.calcs(["lastNotNull"]).sort_by("Last *").sort_desc(True)
+    return legend.display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM).calcs([])
 
 
 def _overridden(panel: V, overrides: Overrides | None) -> V:
@@ -273,18 +271,14 @@ def _overridden(panel: V, overrides: Overrides | None) -> V:
 
 def _column_scale(column: Column) -> list[Property]:
     scale = column.scale
-    found = [Property("unit", scale.unit)]
+    found = [Property("unit", scale.unit), Property("custom.width", column.width)]
     if scale.decimals is not None:
         found.append(Property("decimals", scale.decimals))
     if scale.steps:
-        steps = _thresholds(scale.steps).build()
+        steps = _thresholds(scale).build()
         found.append(Property("thresholds", steps))
         found.append(Property("custom.cellOptions", {"type": "color-text"}))
     return found
-
-
-def _filed(panel: table.Panel) -> table.Panel:
-    return panel.show_header(True)
 
 
 def _organize(titles: Mapping[str, str], hidden: Sequence[str]) -> model.DataTransformerConfig:

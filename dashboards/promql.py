@@ -77,6 +77,19 @@ def verdict_now(scope: str) -> str:
     return " + ".join(f"max by (run) ({states(scope, names)})" for names in worst)
 
 
+def was_sick(scope: str) -> str:
+    """1 for the runs that were sick at some time within the range."""
+    sick = f"max_over_time({states(scope, SICK)}[$__range] @ end())"
+    return f"(max by (run) ({sick}) == 1)"
+
+
+def most(name: str, scope: str, which: str = "topk", **labels: str) -> str:
+    """A signal over time of the ten runs where it ends highest, or lowest (``bottomk``)."""
+    selector = series(name, scope, **labels)
+    ends = f"{which}(10, max by (run) (last_over_time({selector}[$__range] @ end())))"
+    return f"max by (run) ({selector}) and on (run) {ends}"
+
+
 def told_verdict() -> str:
     """The last verdict that the monitor was told, as a number; it outlives the run's process."""
     each = {v: series("monitor_run_state", PLACE, state=v) for v in VERDICTS}

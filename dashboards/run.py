@@ -12,7 +12,6 @@ from dashboards.looks import (
     ALL_TYPES,
     DOWN_COLOR,
     NATS,
-    NATS_PER_TOKEN,
     SHARE,
     STEP,
     TYPE_COLORS,
@@ -66,12 +65,12 @@ def _answer() -> list[Panel]:
         number(_healthy_frame(), well, {"step": last_healthy_step(ONE_RUN)}),
         number(_since_frame(), Scale(AGO, None), {"since": f"{verdict_since(ONE_RUN)} * 1000"}),
         number(
-            Frame("Last probe: step", about("Newest numbers.", "probe_step"), 4, 4),
+            Frame("Last probed step", about("Newest numbers.", "probe_step"), 4, 4),
             Scale(STEP, 0),
             {"step": last(series("probe_step", ONE_RUN), ONE_RUN)},
         ),
         number(
-            Frame("Last probe: when", about("Newest numbers.", "probe_timestamp_seconds"), 3, 4),
+            Frame("Last probe", about("Newest numbers.", "probe_timestamp_seconds"), 3, 4),
             Scale(AGO, None),
             {"when": f"{last(series('probe_timestamp_seconds', ONE_RUN), ONE_RUN)} * 1000"},
         ),
@@ -135,9 +134,9 @@ def _changes() -> Panel:
             "logprob_change_nats",
         ),
         24,
-        11,
+        12,
     )
-    return _by_type(frame, Scale(NATS_PER_TOKEN), "logprob_change_nats")
+    return _by_type(frame, Scale(NATS), "logprob_change_nats")
 
 
 def _argmax() -> Panel:
@@ -151,12 +150,12 @@ def _argmax() -> Panel:
         12,
         10,
     )
-    return _by_type(frame, Scale(SHARE, 0), "argmax_mass_change_ratio")
+    return _by_type(frame, Scale(SHARE, 1), "argmax_mass_change_ratio")
 
 
 def _flow() -> Panel:
     frame = Frame(
-        "Where the mass along chosen responses is",
+        "Mass along chosen",
         about(
             "The three parts add up to 100 %. Squeezing: the argmax's part grows and the "
             "target's shrinks.",
@@ -172,7 +171,7 @@ def _flow() -> Panel:
     }
     return lines(
         frame,
-        Scale(SHARE, 0),
+        Scale(SHARE, 1),
         {title: _now("mass_ratio", part=part) for title, (part, _) in parts.items()},
         overrides={title: [fixed(color)] for title, (_, color) in parts.items()},
         stacked=True,
@@ -194,7 +193,7 @@ def _margin() -> Panel:
     )
     asks = {"margin": _now("preference_margin_nats"), "displacement": _now("displacement_nats")}
     looks = {"margin": [fixed(UP_COLOR)], "displacement": [fixed(DOWN_COLOR)]}
-    return lines(frame, Scale(NATS_PER_TOKEN), asks, overrides=looks)
+    return lines(frame, Scale(NATS), asks, overrides=looks)
 
 
 def _squeeze() -> Panel:
@@ -212,7 +211,7 @@ def _squeeze() -> Panel:
     )
     asks = {"whole answers": _now("squeeze_nats"), "first 8 tokens": _now("squeeze_prefix_nats")}
     looks = {"whole answers": [fixed(UP_COLOR)], "first 8 tokens": [fixed(DOWN_COLOR)]}
-    scale = Scale(NATS_PER_TOKEN, 2, ((0.5, "red"),))
+    scale = Scale(NATS, 2, ((0.5, "red"),))
     return lines(frame, scale, asks, overrides=looks, limited=True)
 
 
@@ -228,7 +227,7 @@ def _squeezed() -> Panel:
     )
     asks = {"squeezed": _now("squeezed_ratio")}
     looks = {"squeezed": [fixed(UP_COLOR)]}
-    return lines(frame, Scale(SHARE, 0), asks, overrides=looks, bounds=(0, 1))
+    return lines(frame, Scale(SHARE, 1), asks, overrides=looks, bounds=(0, 1))
 
 
 def _pressure() -> Panel:
@@ -248,7 +247,7 @@ def _pressure() -> Panel:
         "other_prompt": _now("logprob_change_nats", response_type="other_prompt"),
     }
     looks = {"pressure": [fixed(UP_COLOR)], "other_prompt": ALL_TYPES["other_prompt"]}
-    return lines(frame, Scale(NATS_PER_TOKEN), asks, overrides=looks)
+    return lines(frame, Scale(NATS), asks, overrides=looks)
 
 
 def _forces() -> Panel:
@@ -278,7 +277,7 @@ def _valley() -> Panel:
         8,
     )
     asks = {"valley": _now("valley_force_ratio")}
-    scale = Scale(SHARE, 0, empty="no push down seen")
+    scale = Scale(SHARE, 1, empty="no push down seen")
     return lines(frame, scale, asks, overrides={"valley": [fixed(DOWN_COLOR)]}, bounds=(0, 1))
 
 
@@ -293,7 +292,7 @@ def _entropy() -> Panel:
         12,
         9,
     )
-    return _by_type(frame, Scale(NATS_PER_TOKEN), "entropy_nats")
+    return _by_type(frame, Scale(NATS), "entropy_nats")
 
 
 def _repetition() -> Panel:
@@ -305,13 +304,13 @@ def _repetition() -> Panel:
     )
     asks = {"repeated": _now("greedy_repetition_ratio")}
     looks = {"repeated": [fixed(UP_COLOR)]}
-    scale = Scale(SHARE, 0, ((0.5, "red"),))
+    scale = Scale(SHARE, 1, ((0.5, "red"),))
     return lines(frame, scale, asks, overrides=looks, limited=True, bounds=(0, 1))
 
 
 def _eos() -> Panel:
     frame = Frame(
-        "Log-probability of the end of an answer",
+        "End of answers (log-prob)",
         about("Falling: outputs will not stop.", "eos_logprob_nats"),
         6,
         9,

@@ -7,7 +7,8 @@ from grafana_foundation_sdk.builders import dashboard as sdk
 from dashboards.frame import Section, dashboard
 from dashboards.looks import (
     ALL_TYPES,
-    NATS_PER_TOKEN,
+    DOWN_COLOR,
+    NATS,
     SHARE,
     STEP,
     TYPE_COLORS,
@@ -34,7 +35,7 @@ from forcegauge_monitor.catalogue import UPDATED
 
 UID = "forcegauge-snapshots"
 
-EMPTY = "no snapshot of this run yet"
+EMPTY, PAIR = "no snapshot of this run yet", "needs two snapshots"
 
 
 def snapshots() -> sdk.Dashboard:
@@ -79,7 +80,7 @@ def _trust() -> list[Panel]:
                 5,
                 4,
             ),
-            Scale(SHARE, 0, ((0.0, "red"), (0.5, "orange"), (0.8, "green")), empty=EMPTY),
+            Scale(SHARE, 0, ((0.0, "red"), (0.5, "orange"), (0.8, "green")), empty=PAIR),
             {"explained": _last("prediction_r2_ratio", "run")},
         ),
         number(
@@ -93,7 +94,7 @@ def _trust() -> list[Panel]:
                 5,
                 4,
             ),
-            Scale(SHARE, 0, ((0.0, "orange"), (0.8, "green")), empty=EMPTY),
+            Scale(SHARE, 0, ((0.0, "orange"), (0.8, "green")), empty=PAIR),
             {"alike": _last("entk_alignment_ratio", "run")},
         ),
         number(
@@ -128,7 +129,7 @@ def _attribution() -> Panel:
     frame = Frame(
         "Who pushes what: training on a column's side raises a row's (+) or lowers it (−)",
         about(
-            "Green: that side of the training samples raises the row's answers; red: it lowers "
+            "Blue: that side of the training samples raises the row's answers; orange: it lowers "
             "them. A healthy preference run lowers rejected, not the others.",
             "attribution_nats",
         ),
@@ -136,7 +137,7 @@ def _attribution() -> Panel:
         12,
     )
     expr = _last("attribution_nats", "observed, updated")
-    scale = Scale("sishort", 2, ((-1e30, "red"), (0.0, "green")), empty=EMPTY)
+    scale = Scale("none", 2, ((0.0, UP_COLOR),), empty=EMPTY, base=DOWN_COLOR)
     looks = _cells("thresholds")
     return matrix(frame, scale, expr, ("observed", "updated"), UPDATED, looks)
 
@@ -162,13 +163,14 @@ def _predicted() -> Panel:
         11,
     )
     predicted = _last("predicted_change_nats", "response_type")
-    nats = Scale(NATS_PER_TOKEN, 3)
+    nats = Scale(NATS, 3)
     columns = [
-        Column("predicted", predicted, nats),
-        Column("measured", _measured(), nats),
-        Column("measured − predicted", f"{_measured()} - {predicted}", nats),
+        Column("predicted", predicted, nats, 110),
+        Column("measured", _measured(), nats, 110),
+        Column("measured − predicted", f"{_measured()} - {predicted}", nats, 170),
     ]
-    return rows(frame, columns, labels={"response_type": "response type"}, empty=EMPTY)
+    order = ("response type", *(column.title for column in columns))
+    return rows(frame, columns, labels={"response_type": "response type"}, order=order)
 
 
 def _measured() -> str:
@@ -194,12 +196,12 @@ def _over_time() -> Panel:
         11,
     )
     asks = {"{{response_type}}": _now("predicted_change_nats", "response_type")}
-    return lines(frame, Scale(NATS_PER_TOKEN, 3, empty=EMPTY), asks, overrides=ALL_TYPES)
+    return lines(frame, Scale(NATS, 3, empty=PAIR), asks, overrides=ALL_TYPES)
 
 
 def _stability() -> Panel:
     frame = Frame(
-        "Stability: likeness to the first kernel, and what predictions explain",
+        "Stability of the kernel",
         about(
             "Both near 100 %: the paper's picture holds for this run. A falling line: answers "
             "influence one another differently than at the start.",
@@ -217,12 +219,12 @@ def _stability() -> Panel:
         "like the first kernel": [fixed(UP_COLOR)],
         "explained by prediction": [fixed(TYPE_COLORS["two"])],
     }
-    return lines(frame, Scale(SHARE, 0, empty=EMPTY), asks, overrides=looks)
+    return lines(frame, Scale(SHARE, 1, empty=PAIR), asks, overrides=looks)
 
 
 def _pushes(side: str) -> Panel:
     frame = Frame(
-        f"What training on {side} answers does to each type",
+        f"What training on {side} does",
         about(
             "Above 0 it raises the type, below 0 it lowers it, for each unit of learning rate.",
             "attribution_nats",
@@ -231,7 +233,7 @@ def _pushes(side: str) -> Panel:
         10,
     )
     asks = {"{{observed}}": _now("attribution_nats", "observed", updated=side)}
-    return lines(frame, Scale("sishort", 2, empty=EMPTY), asks, overrides=ALL_TYPES)
+    return lines(frame, Scale("none", 2, empty=EMPTY), asks, overrides=ALL_TYPES)
 
 
 def _now(name: str, by: str, **labels: str) -> str:

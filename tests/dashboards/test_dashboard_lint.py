@@ -13,6 +13,7 @@ import pytest
 
 from dashboards.frame import TITLES, written
 from dashboards.generate import DASHBOARDS
+from forcegauge.alarms import ALARMS
 from forcegauge.catalogue import METRICS as OF_AGENTS
 from forcegauge.probes import RESPONSE_TYPES
 from forcegauge_monitor.alerts import ALERTS
@@ -35,8 +36,7 @@ EVERY_LABEL = set(chain.from_iterable(LABELS.values()))
 KINDS = {"row", "stat", "table", "text", "timeseries", "state-timeline"}
 UNITS = {
     *("none", "short", "sishort", "percentunit", "s", "reqps", "dateTimeFromNow"),
-    *("bool_yes_no", "bool_on_off", "suffix:nats", "suffix:nats/token", "suffix:probes"),
-    *("suffix:/min", "suffix:× needed"),
+    *("bool_yes_no", "bool_on_off", "suffix:nats", "suffix:/min", "suffix:×"),
 }
 ALERT_NAMES = {row.name for row in ALERTS}
 
@@ -213,20 +213,24 @@ def identities(dashboard: Json) -> Iterator[str]:
 def links(dashboard: Json) -> Iterator[str]:
     text = json.dumps(dashboard)
     yield from (uid for uid in re.findall(r"/d/([\w-]+)", text) if uid not in TITLES)
-    for name in re.findall(r"\$\{runbooks\}(\w+)", text):
+    for name in re.findall(r"\$\{runbooks\}(\w+)(?![\w$])", text):
         if name not in ALERT_NAMES:
             yield f"no runbook {name}"
     for panel in panels(dashboard):
-        if "${runbooks}${__value.text}" in json.dumps(panel):
-            shown = re.findall(r'"text": "(ForceGauge\w*)"', json.dumps(panel))
-            yield from (f"no runbook {name}" for name in shown if name not in ALERT_NAMES)
-            if not shown:
-                yield f"{panel['title']}: links to no runbook"
+        if "${runbooks}ForceGauge${__value.text}" in json.dumps(panel):
+            shown = {each["text"] for one in _mappings(panel) for each in one.values()}
+            known = {f"ForceGauge{name}" for name in shown} & ALERT_NAMES
+            if len(known) != len(ALARMS):
+                yield f"{panel['title']}: {sorted(shown)}"
     kept = [each for each in dashboard["links"] if each["includeVars"] and each["keepTime"]]
     if {each["url"] for each in kept} != {f"/d/{uid}" for uid in TITLES} - {
         f"/d/{dashboard['uid']}"
     }:
         yield "links to the other dashboards, with variables and time"
+
+
+def _mappings(panel: Json) -> list[Json]:
+    return [one["options"] for each in _properties(panel, "mappings") for one in each["value"]]
 
 
 def colors(dashboard: Json) -> Iterator[str]:
@@ -342,7 +346,7 @@ BROKEN: tuple[tuple[Check, Damage], ...] = (
     (identities, lambda d: graph(d)["targets"].append(query(d))),
     (links, _text("/d/forcegauge-fleet", "/d/forcegauge-flet")),
     (links, _text("${runbooks}ForceGaugeSqueezing", "${runbooks}ForceGaugeSqueezed")),
-    (links, _text('"text": "ForceGaugeDiverging"', '"text": "ForceGaugeDiverges"')),
+    (links, _text('"text": "Diverging"', '"text": "Diverges"')),
     (links, lambda d: d["links"][0].update(includeVars=False)),
     (colors, _text('"fixedColor": "#2585cb"', '"fixedColor": "#000000"')),
 )

@@ -76,7 +76,15 @@ def test_the_uids_are_those_that_links_and_alerts_point_to() -> None:
 
 def test_the_fleet_says_of_each_run_how_it_is_since_when_and_what_is_worst() -> None:
     table = panel("fleet", "All runs")
-    wanted = {"run", "verdict", "since", "sick since step", "worst alarm", "squeeze", "last probe"}
+    wanted = {
+        "run",
+        "verdict",
+        "since",
+        "sick since step",
+        "worst alarm",
+        "squeeze, nats",
+        "last probe",
+    }
     assert wanted <= set(columns(table))
     assert table["options"]["sortBy"] == [{"displayName": "verdict", "desc": True}]
 
@@ -112,13 +120,13 @@ def test_every_verdict_has_its_word_and_colour_and_says_what_to_do() -> None:
 
 def test_the_table_of_alarms_shows_streak_against_needed_and_what_is_on_first() -> None:
     table = panel("run", "Alarms")
-    assert columns(table) == ["alarm", "on", "held for", "needed", "value", "threshold"]
-    assert [each["displayName"] for each in table["options"]["sortBy"]] == ["on", "held for"]
+    assert columns(table) == ["alarm", "on", "held, probes", "needed", "value", "threshold"]
+    assert [each["displayName"] for each in table["options"]["sortBy"]] == ["on", "held, probes"]
 
 
 @pytest.mark.parametrize("row", ALARMS, ids=lambda row: row.name)
 def test_each_alarm_is_drawn_against_its_threshold_with_its_runbook(row: Any) -> None:
-    found = panel("run", row.name.replace("_", " ").capitalize() + ": alarm")
+    found = panel("run", row.name.replace("_", " ").capitalize() + " (alarm")
     value, threshold = found["targets"]
     assert series("alarm_value", ONE_RUN, alarm=row.name) in value["expr"]
     assert threshold["legendFormat"] == "threshold"
