@@ -154,7 +154,7 @@ def _judge(one: Fleet, asked: dict[str, str], expected: Path, found: Round) -> N
         elif each.state not in ("done", "failed"):
             found.faults.append(f"{run} is {each.state}")
         elif each.state == "done":
-            found.faults += _differences(Path(each.path), expected, each.metrics, run)
+            found.faults += differences(Path(each.path), expected, each.metrics, run)
         if sum(number for (name, _), number in counts.items() if name == run) != 1:
             found.faults.append(f"{run} ended more than once: {counts}")
         if (Path(one.settings.storage) / run / key / "work").exists():
@@ -162,7 +162,8 @@ def _judge(one: Fleet, asked: dict[str, str], expected: Path, found: Round) -> N
     found.faults += _left_behind(one)
 
 
-def _differences(folder: Path, expected: Path, metrics: Mapping[str, Any], run: str) -> list[str]:
+def differences(folder: Path, expected: Path, metrics: Mapping[str, Any], run: str) -> list[str]:
+    """What of a snapshot is not as in the undisturbed one."""
     known = json.loads((expected / "metrics.json").read_text())
     names = [name for name in known if name not in OF_THE_MACHINE]
     faults = [f"{run}: {name} differs" for name in names if metrics[name] != known[name]]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.monitor.chaos import FAST, ask, make_inputs, one_round, undisturbed
-from tests.monitor.fleet import fleet
+from forcegauge_monitor.embedded import forcegauge
+from tests.monitor.chaos import FAST, ask, differences, make_inputs, one_round, undisturbed
+from tests.monitor.fleet import Fleet, fleet
 from tests.servers import fetch, wait_for
 
 AWAY_SECONDS = 12.0
@@ -42,3 +45,25 @@ def test_while_redis_is_away_writes_are_refused_and_then_all_goes_on(tmp_path: P
         time.sleep(max(0.0, AWAY_SECONDS - (time.monotonic() - began)))
         one.revive()
         wait_for(lambda: set(one.states(asked).values()) == {"done"}, 120)
+
+
+def test_a_pool_of_processes_survives_one_that_is_killed(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path / "inputs")
+    undisturbed(inputs, tmp_path / "expected")
+    with fleet(tmp_path / "monitor", workers=0, roots=str(tmp_path / "inputs"), **FAST) as one:
+        options = ("--pool", "prefork", "--concurrency", "2", "--name", "pool", "--queues", "cpu")
+        file = str(one.folder / "settings.json")
+        one.family.add("pool", forcegauge("monitor", "worker", "--settings", file, *options))
+        key = ask(one, "run", inputs)
+        os.kill(wait_for(lambda: _at_work(one)), signal.SIGKILL)
+        wait_for(lambda: one.states({"run": key})["run"] == "done", 120)
+        assert all(child.running for child in one.family.children)
+        found = one.store.snapshot("run", key)
+        assert found is not None
+        assert not differences(Path(found.path), tmp_path / "expected", found.metrics, "run")
+
+
+def _at_work(one: Fleet) -> int:
+    """Process id of a worker that is busy; 0 while none is."""
+    busy = (each.name for each in one.store.workers() if each.busy)
+    return next((int(name.rpartition("-")[2]) for name in busy), 0)

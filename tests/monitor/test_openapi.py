@@ -31,7 +31,7 @@ def test_no_request_breaks_it_and_every_answer_is_declared(store: Store, tmp_pat
         command = [program, "run", f"{url}/openapi.json"]
         options = ["--checks", ",".join(CHECKS), "--seed", "1"]
         found = subprocess.run(
-            [*command, *options, "--phases", "coverage", "--workers", "2", "--no-color"],
+            [*command, *options, "--phases", "coverage", "--no-color"],
             cwd=tmp_path, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert found.returncode == 0, found.stdout[-6000:]
