@@ -27,7 +27,8 @@ from forcegauge.phase import pushes_down
 from forcegauge.probes import RESPONSE_TYPES
 from forcegauge_monitor.exporter import Requests, make_registry
 from forcegauge_monitor.records import Worker
-from forcegauge_monitor.store import Overview, Store
+from forcegauge_monitor.store import Store
+from forcegauge_monitor.totals import Overview
 from tests.benchmarks.calibration import RECORDS, Run, load
 from tests.servers import Prometheus, fetch, free_port, require, server
 

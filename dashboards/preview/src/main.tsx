@@ -14,6 +14,7 @@ import {
 } from '@grafana/data';
 import { initPluginTranslations } from '@grafana/i18n';
 import { GlobalStyles } from '@grafana/ui';
+import { flushSync } from 'react-dom';
 import { createRoot } from 'react-dom/client';
 import { lastValueFrom } from 'rxjs';
 
@@ -126,9 +127,13 @@ async function main(): Promise<void> {
       {children}
     </ThemeContext.Provider>
   );
-  root.render(themed(null));
+  // the fonts are declared there, and a canvas does not wait for them
+  flushSync(() => root.render(themed(null)));
   const fonts = ['400 14px Inter', '500 14px Inter', '400 14px "Roboto Mono"'];
-  await Promise.all(fonts.map((font) => document.fonts.load(font)));
+  const loaded = await Promise.all(fonts.map((font) => document.fonts.load(font)));
+  if (loaded.some((faces) => faces.length === 0)) {
+    throw new Error('a font is missing');
+  }
   document.documentElement.style.setProperty('--text', theme.colors.text.secondary);
   document.body.style.background = theme.colors.background.canvas;
   root.render(themed(<Page view={view} all={all} />));
