@@ -11,9 +11,6 @@ _TOLD = {name: alarm(name) for name in ("squeezing", "diverging")}
 
 ADVICE = "\n\n".join(
     (
-        "**warming**: wait. There are fewer than "
-        f"{WARMING_PROBES} probes since the start of the phase.",
-        "**learning**: nothing. An alarm may be on all the same: see the table beside this.",
         *(
             f"**{name}**: {row.meaning} *{row.advice}* {RUNBOOK.format(alert_name(row))}"
             for name, row in _TOLD.items()
@@ -21,6 +18,9 @@ ADVICE = "\n\n".join(
         "**collapsed**: the model repeats itself, ends no answer, or has lost its entropy. "
         "*Stop the run; go back to a checkpoint at or before the last healthy step.* "
         + RUNBOOK.format("ForceGaugeCollapsed"),
+        "**warming**: wait. There are fewer than "
+        f"{WARMING_PROBES} probes since the start of the phase.",
+        "**learning**: nothing. An alarm may be on all the same: see the table beside this.",
     )
 )
 """Markdown; meaning and advice are the alarms' own."""

@@ -33,7 +33,7 @@ def alarms_on() -> Panel:
             *FIGURES,
         ),
         13,
-        11,
+        12,
     )
     value, threshold, streak, needed = (last(series(n, ONE_RUN), ONE_RUN, BY) for n in FIGURES)
     count, plain = Scale("none", 0), Scale("none", 2)

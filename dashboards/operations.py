@@ -111,8 +111,10 @@ def _agents() -> Panel:
 
 def _overhead() -> Panel:
     frame = Frame(
-        "Share of training time that probes take: the ten highest",
-        about("The dashed line is the default budget.", "probe_overhead_ratio"),
+        "Overhead of probes: the ten highest",
+        about(
+            "Share of training time. The dashed line is the default budget.", "probe_overhead_ratio"
+        ),
         8,
         9,
     )
@@ -123,8 +125,8 @@ def _overhead() -> Panel:
 
 def _durations() -> Panel:
     frame = Frame(
-        "How long a probe holds up the training: the ten longest",
-        about("A line for each run.", "probe_duration_seconds"),
+        "Time that a probe takes: the ten longest",
+        about("For so long a probe holds up the training.", "probe_duration_seconds"),
         8,
         9,
     )
@@ -140,8 +142,8 @@ def _failures() -> Panel:
         9,
     )
     failed = series("probe_failures_total", PLACE)
-    asks = {"{{reason}}": f"sum by (reason) (rate({failed}[$__rate_interval])) * 60 > 0"}
-    return lines(frame, Scale("suffix:/min", 2, empty="no errors"), asks, bounds=(0, None))
+    asks = {"{{reason}}": f"sum by (reason) (rate({failed}[$__rate_interval])) * 60"}
+    return lines(frame, Scale("suffix:/min", 2), asks, bounds=(0, None))
 
 
 def _queue() -> Panel:

@@ -126,13 +126,18 @@ def number(
     overrides: Overrides | None = None,
     mappings: Sequence[model.ValueMapping] = (),
     filled: bool = False,
+    named: bool = False,
 ) -> stat.Panel:
-    """The last value in large letters; ``filled`` colours the background."""
+    """The last value in large letters.
+
+    ``filled`` colours the background, ``named`` shows the legend instead.
+    """
     panel = _scaled(_framed(stat.Panel(), frame), scale).graph_mode(BigValueGraphMode.NONE)
     mode = BigValueColorMode.BACKGROUND_SOLID if filled else BigValueColorMode.VALUE
     panel = panel.color_mode(mode).mappings(list(mappings))
     several = len(asks) > 1 or "{{" in "".join(asks)
-    panel = panel.text_mode(BigValueTextMode.VALUE_AND_NAME if several else BigValueTextMode.VALUE)
+    texts = BigValueTextMode.VALUE_AND_NAME if several else BigValueTextMode.VALUE
+    panel = panel.text_mode(BigValueTextMode.NAME if named else texts)
     panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     return _asked(_overridden(panel, overrides), asks, instant=True)
 

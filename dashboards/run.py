@@ -22,6 +22,7 @@ from dashboards.looks import (
 from dashboards.panels import Frame, Panel, Scale, about, lines, number, verdicts, words
 from dashboards.promql import (
     ONE_RUN,
+    WINDOW,
     last,
     last_healthy_step,
     series,
@@ -38,7 +39,7 @@ def run() -> sdk.Dashboard:
     """The dashboard of one run."""
     sections: list[Section] = [
         ("Is it sick, since which step, what to do?", [*_answer(), alarms_on(), _advice()]),
-        ("The verdict, and which step was when", [_bands(), _steps()]),
+        ("The verdict, and which step was when", [_bands(), _steps(), _what()]),
         ("Where the mass goes", [_changes(), _argmax(), _flow(), _margin()]),
         ("Squeezing", [_squeeze(), _squeezed(), _pressure()]),
         ("What pushes: the forces of the loss", [_forces(), _valley()]),
@@ -96,7 +97,7 @@ def _since_frame() -> Frame:
 
 
 def _advice() -> Panel:
-    frame = Frame("What to do", about("For each verdict.", "run_state"), 11, 11)
+    frame = Frame("What to do", about("For each verdict.", "run_state"), 11, 12)
     return words(frame, ADVICE)
 
 
@@ -114,7 +115,7 @@ def _steps() -> Panel:
             "train_step",
             "probe_step",
         ),
-        12,
+        8,
         7,
     )
     return lines(
@@ -123,6 +124,14 @@ def _steps() -> Panel:
         {"training": _now("train_step"), "last probe": _now("probe_step")},
         overrides={"training": [fixed(UP_COLOR)], "last probe": [fixed(DOWN_COLOR)]},
     )
+
+
+def _what() -> Panel:
+    frame = Frame("What trains", about("Phase and model.", "run_info"), 4, 7)
+    # each phase has a series of its own: the one that was there last
+    seen = f"max_over_time(timestamp({series('run_info', ONE_RUN)}){WINDOW})"
+    asks = {"{{phase}}: {{model}}": f"max by (phase, model) (topk(1, {seen}))"}
+    return number(frame, Scale("none", 0), asks, named=True)
 
 
 def _changes() -> Panel:
