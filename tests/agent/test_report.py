@@ -199,7 +199,7 @@ def test_limits_are_the_runs_own(run_dir: Path) -> None:
     told = tell(lines)
     drawn = {figure.key: figure.limit for figure in figures(told, 1000)}
     assert (drawn["squeeze"], drawn["squeezed"], drawn["repetition"]) == (0.85, 0.25, 0.5)
-    assert "alarm above 0.85" in tiles(told)
+    assert "over 0.85, yet no alarm" in tiles(told)
 
 
 def test_alarms_close_together_share_a_mark(story: Story) -> None:
@@ -326,8 +326,14 @@ def test_a_calm_verdict_does_not_hide_an_alarm(run_dir: Path, tmp_path: Path) ->
     sft = [line for line in lines_of(run_dir) if line["phase"] == "sft"]
     text = report_of(rewritten(run_dir, tmp_path, sft)).text
     assert "Learning since step 3" in text
-    assert "But an alarm is on: hallucination_pressure." in text
+    assert "But an alarm is on: hallucination_pressure, since step 1." in text
     assert "What to doFewer epochs" in text
+
+
+def test_a_value_over_its_limit_without_an_alarm_is_told_as_that(story: Story) -> None:
+    calm = replace(story, alarms=())
+    assert "over 0.5, yet no alarm" in tiles(calm)
+    assert "yet no alarm" not in tiles(story)
 
 
 def test_torn_last_lines_are_left_out(run_dir: Path, tmp_path: Path, page: Page) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from forcegauge.report import write_report
+from tests.agent.test_report import HOSTILE
+from tests.benchmarks.report import large_run
 from tests.synthetic_run import two_phase_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -186,4 +188,100 @@ def test_without_a_script_verdict_and_tables_remain(browser: Any, report: Path) 
     assert page.locator(".verdict h1").inner_text().endswith("since step 26")
     page.locator("figure summary").first.click()
     assert page.locator("figure table").first.is_visible()
+    page.context.close()
+
+
+@pytest.fixture(scope="module")
+def moved_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with rows per token, of probes whose texts want to act."""
+    folder = large_run(tmp_path_factory.mktemp("moved"), 12, 4)
+    probes = folder / "probes.jsonl"
+    probes.write_text(probes.read_text().replace("The pot", json.dumps(HOSTILE)[1:-1]))
+    return write_report(folder)
+
+
+def opened(page: Any) -> Any:
+    """The first of the most moved probes, opened by the keyboard, with its heat map."""
+    card = page.locator("details.moved").first
+    card.locator("summary").first.press("Enter")
+    card.locator(".t").first.wait_for()
+    return card
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_moved_probe_opens_token_by_token(
+    browser: Any, moved_report: Path, size: dict[str, int]
+) -> None:
+    found = visit(browser, moved_report, viewport=size)
+    card = opened(found.page)
+    assert card.locator(".answer").count() == 12
+    assert card.locator(".t").count() == 12 * 24
+    assert card.locator(".t").first.locator("i").count() == 2
+    assert found.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert found.errors == found.console == []
+    found.page.context.close()
+
+
+def test_its_numbers_are_in_a_table_too(browser: Any, moved_report: Path) -> None:
+    page = visit(browser, moved_report, viewport=DESKTOP).page
+    numbers = opened(page).locator(".numbers").first
+    numbers.locator("summary").press("Enter")
+    assert numbers.locator("tbody tr").count() == 24
+    assert "→" in numbers.locator("tbody tr").first.inner_text()
+    page.context.close()
+
+
+def test_hostile_texts_of_probes_do_nothing_when_opened(browser: Any, moved_report: Path) -> None:
+    found = visit(browser, moved_report, viewport=DESKTOP)
+    opened(found.page)
+    assert found.page.locator("img").count() == 0
+    assert found.errors == found.console == []
+    found.page.context.close()
+
+
+def test_without_a_script_a_moved_probe_shows_its_texts(browser: Any, moved_report: Path) -> None:
+    page = browser.new_context(viewport=DESKTOP, java_script_enabled=False).new_page()
+    page.goto(moved_report.as_uri())
+    page.locator("details.moved summary").first.click()
+    assert "<img src=x onerror=alert(2)>" in page.locator("details.moved").first.inner_text()
+    page.context.close()
+
+
+DIM = """() => {
+  const lum = (rgb) => {
+    const [r, g, b] = rgb.map((v) => { v /= 255; return v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const parse = (color) => (color.match(/[\\d.]+/g) || []).map(Number);
+  const ground = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const [r, g, b, a = 1] = parse(getComputedStyle(e).backgroundColor);
+      if (a === 1) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const texts = [...document.querySelectorAll("h1, h2, h3, p, summary, .standing, .tile span, dt, dd, caption, th")];
+  return texts.filter((e) => e.offsetParent && e.textContent.trim()).flatMap((e) => {
+    const pair = [lum(parse(getComputedStyle(e).color).slice(0, 3)), lum(ground(e))].sort((a, b) => b - a);
+    const ratio = (pair[0] + .05) / (pair[1] + .05);
+    return ratio < 4.5 ? [`${e.tagName} ${e.className} ${ratio.toFixed(2)}`] : [];
+  });
+}"""  # noqa: E501
+"""Texts with less contrast than WCAG asks for (4.5 to 1)."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_have_enough_contrast(browser: Any, report: Path, scheme: str) -> None:
+    page = visit(browser, report, viewport=DESKTOP, color_scheme=scheme).page
+    assert page.evaluate(DIM) == []
+    page.context.close()
+
+
+def test_everything_that_can_be_pressed_has_a_name(browser: Any, report: Path) -> None:
+    page = visit(browser, report, viewport=DESKTOP).page
+    controls = page.locator("main button, main summary, main [tabindex], main a").all()
+    assert len(controls) > 20
+    for control in controls:
+        name = control.get_attribute("aria-label") or control.text_content() or ""
+        assert name.strip()
     page.context.close()

@@ -73,7 +73,7 @@ def _evidence(story: Story) -> str:
     """What the verdict was noticed by; a calm one's would be old, the tiles have the latest."""
     if story.verdict in CALM:
         return "".join(
-            f'<p class="on"><b>But an alarm is on: {inline(alarm.name)}.</b> '
+            f'<p class="on"><b>But an alarm is on: {inline(alarm.name)}{_held(alarm)}.</b> '
             f"{escape(MEANINGS.get(alarm.name, ''))}</p>"
             for alarm in _alarms_beside(story)
         )
@@ -81,6 +81,11 @@ def _evidence(story: Story) -> str:
     if not line.get("evidence"):
         return ""
     return f'<p class="evidence">Noticed at step {line["step"]}. {inline(line["evidence"])}</p>'
+
+
+def _held(alarm: Alarm) -> str:
+    since = field(alarm.line, "since_step")
+    return "" if since is None else f", since step {shown(since)}"
 
 
 def _advice(story: Story) -> str:
@@ -127,19 +132,23 @@ def _tile(story: Story, signal: str, name: str, alarm: str) -> str:
     percent = signal.endswith("_ratio")
     on = alarm in {each.name for each in story.alarms_on}
     unit = "" if percent else " <small>nats</small>"
+    limit = limit_of(story, alarm, signal)
     return (
         f'<li class="tile{" over" if on else ""}"><span class="name">{name}</span>'
         f'<span class="value">{written(value, percent, signed=not percent)}{unit}</span>'
         f"{_spark(story.phases, signal) if story.has_course else ''}"
-        f'<span class="note">{_limit_note(limit_of(story, alarm, signal), percent, on)}</span></li>'
+        f'<span class="note">{_limit_note(value, limit, percent, on)}</span></li>'
     )
 
 
-def _limit_note(limit: Value, percent: bool, on: bool) -> str:
+def _limit_note(value: float, limit: Value, percent: bool, on: bool) -> str:
     if limit is None:
         return "&nbsp;"
     size = f"{limit:.0%}" if percent else f"{limit:g}"
-    return "▲ the alarm is on" if on else f"alarm above {size}"
+    if on:
+        return "▲ the alarm is on"
+    # an alarm has other conditions and a streak: a value over its limit alone must not alarm people
+    return f"over {size}, yet no alarm" if value > limit else f"alarm above {size}"
 
 
 def _spark(phases: Sequence[Phase], signal: str) -> str:
