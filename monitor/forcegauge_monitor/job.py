@@ -212,9 +212,10 @@ class Job:
         that several workers end a stage at about the same time."""
         plan, work = self.plan, self.asked
         blocks = range(len(plan.blocks))
-        names = ("policy",) if self.reference is None else ("reference", "policy")
-        first = [piece for name in names for piece in self._sliced(name, self.samples.sequences)]
+        items = self.samples.sequences
+        first = [] if self.reference is None else self._sliced("reference", items)
         first += [Piece("coverage", block=block, cost=3.3 * plan.rows + 6) for block in blocks]
+        first += self._sliced("policy", items)
         first += [
             Piece("direction", (name,), block, cost=3.0 * work.probes[name])
             for name in self.types

@@ -245,7 +245,7 @@ class Store:
     def expiring(self, now: float, retention_seconds: float) -> list[str]:
         """Runs that were not heard of for so long, also those at work."""
         since = now - retention_seconds
-        return list(self._redis.zrangebyscore(f"{PREFIX}known", "-inf", f"({since}"))
+        return [str(n) for n in self._redis.zrangebyscore(f"{PREFIX}known", "-inf", f"({since}")]
 
     def ask(self, snapshot: Snapshot) -> Snapshot:
         """Queue a snapshot, or find the one that answers the same question already.

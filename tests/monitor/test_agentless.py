@@ -445,7 +445,8 @@ def test_a_worker_opens_nothing_outside_the_allowed_roots(
     known: dict[str, Any] = {"folder": str(inside), "probes": str(inside / "probes.jsonl")}
     places = {"probes": outside / "probes.jsonl", "baseline": outside / "checkpoint-1"}
     known |= {} if wrong == "checkpoint" else {wrong: str(places.get(wrong, outside))}
-    more = {name: known.pop(name) for name in ("directory", "baseline") if name in known}
+    named = [name for name in ("directory", "baseline") if name in known]
+    more: dict[str, Any] = {name: known.pop(name) for name in named}
     settings = Settings(storage=str(tmp_path / "storage"), roots=(str(inside),))
     said: set[str] = set()
     for _ in range(2):
