@@ -40,6 +40,15 @@ ALL_VERDICTS = f"({verdict(PLACE)} or on (run) {told_verdict()})"
 
 INFORM = "|".join(row.name for row in ALARMS if SEVERITIES.get(row.name) == "info")
 
+BY = f"{GROUP}, alarm"
+NEEDED = last(series("alarm_streak_needed", PLACE), PLACE, BY)
+STREAK = last(series("alarm_streak", PLACE), PLACE, BY)
+SERIOUS = last(series("alarm_streak", f'{PLACE}, alarm!~"{INFORM}"'), PLACE, BY)
+WORST = (
+    f"topk by ({GROUP}) (1, {SERIOUS} / {NEEDED} >= 1)"
+    f" or on ({GROUP}) topk by ({GROUP}) (1, {STREAK} / {NEEDED} > 0)"
+)
+
 ORDER = (
     *("run", "verdict", "since", "sick since step", "worst alarm", "held, × needed"),
     *("squeeze, nats", "step", "last probe", "trains", "cluster", "namespace"),
@@ -112,21 +121,12 @@ def _columns() -> list[Column]:
         Column("verdict", ALL_VERDICTS, Scale("none", 0), 95, verdict_cell()),
         Column("since", since, Scale(AGO, None), 105),
         Column("sick since step", sick_since_step(PLACE), Scale(STEP, 0), 115),
-        Column("held, × needed", _worst(), Scale("none", 1, ((1.0, "red"),)), 112),
+        Column("held, × needed", WORST, Scale("none", 1, ((1.0, "red"),)), 112),
         Column("squeeze, nats", squeeze, Scale("none", 2, ((0.5, "orange"),)), 103),
         Column("step", step, Scale(STEP, 0), 55),
         Column("last probe", probed, Scale(AGO, None), 115),
         Column("trains", active, Scale("bool_yes_no", 0), 55),
     ]
-
-
-def _worst() -> str:
-    by = f"{GROUP}, alarm"
-    streak = last(series("alarm_streak", PLACE), PLACE, by)
-    needed = last(series("alarm_streak_needed", PLACE), PLACE, by)
-    serious = last(series("alarm_streak", f'{PLACE}, alarm!~"{INFORM}"'), PLACE, by)
-    first = f"topk by ({GROUP}) (1, {serious} / {needed} >= 1)"
-    return f"{first} or on ({GROUP}) topk by ({GROUP}) (1, {streak} / {needed} > 0)"
 
 
 def _bands() -> Panel:

@@ -159,12 +159,15 @@ def verdicts(
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its query, its title, how it is written, and what else it is."""
+    """A column of a table: its query, its title, how it is written, and what else it is.
+
+    Without a ``width`` in pixels it takes what is left.
+    """
 
     title: str
     expr: str
     scale: Scale
-    width: int
+    width: int = 0
     looks: tuple[Property, ...] = ()
 
 
@@ -276,7 +279,9 @@ def _overridden(panel: V, overrides: Overrides | None) -> V:
 
 def _column_scale(column: Column) -> list[Property]:
     scale = column.scale
-    found = [Property("unit", scale.unit), Property("custom.width", column.width)]
+    found = [Property("unit", scale.unit)]
+    if column.width:
+        found.append(Property("custom.width", column.width))
     if scale.decimals is not None:
         found.append(Property("decimals", scale.decimals))
     if scale.steps:

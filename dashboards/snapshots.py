@@ -38,6 +38,24 @@ UID = "forcegauge-snapshots"
 EMPTY, PAIR = "no snapshot of this run yet", "needs two snapshots"
 
 
+def _level_at(step: str) -> str:
+    level = f"max by (run, response_type) ({series('logprob_nats', ONE_RUN)})"
+    probed = f"max by (run) ({series('probe_step', ONE_RUN)}) <= on (run) {step}"
+    return f"last_over_time(({level} and on (run) ({probed})){WINDOW})"
+
+
+def _measured() -> str:
+    step = series("snapshot_step", OF_RUN)
+    newest = f"max by (run) (last_over_time({step}[$__range] @ end()))"
+    # looks ahead, for @ end() inside another @ end() finds nothing
+    later = f"max by (run) (max_over_time({step}[$__range] offset -$__range))"
+    before = f"max_over_time((max by (run) ({step}) < on (run) {later}){WINDOW} @ end())"
+    return f"max by (response_type) ({_level_at(newest)} - {_level_at(before)})"
+
+
+MEASURED = _measured()
+
+
 def snapshots() -> sdk.Dashboard:
     """The dashboard of one run's snapshots."""
     sections: list[Section] = [
@@ -166,26 +184,11 @@ def _predicted() -> Panel:
     nats = Scale(NATS, 3)
     columns = [
         Column("predicted", predicted, nats, 110),
-        Column("measured", _measured(), nats, 110),
-        Column("measured − predicted", f"{_measured()} - {predicted}", nats, 170),
+        Column("measured", MEASURED, nats, 110),
+        Column("measured − predicted", f"{MEASURED} - {predicted}", nats, 170),
     ]
     order = ("response type", *(column.title for column in columns))
     return rows(frame, columns, labels={"response_type": "response type"}, order=order)
-
-
-def _measured() -> str:
-    step = series("snapshot_step", OF_RUN)
-    newest = f"max by (run) (last_over_time({step}[$__range] @ end()))"
-    # looks ahead, for @ end() inside another @ end() finds nothing
-    later = f"max by (run) (max_over_time({step}[$__range] offset -$__range))"
-    before = f"max_over_time((max by (run) ({step}) < on (run) {later}){WINDOW} @ end())"
-    return f"max by (response_type) ({_level_at(newest)} - {_level_at(before)})"
-
-
-def _level_at(step: str) -> str:
-    level = f"max by (run, response_type) ({series('logprob_nats', ONE_RUN)})"
-    probed = f"max by (run) ({series('probe_step', ONE_RUN)}) <= on (run) {step}"
-    return f"last_over_time(({level} and on (run) ({probed})){WINDOW})"
 
 
 def _over_time() -> Panel:
