@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -70,13 +70,14 @@ class Agent:
     def _told(self) -> dict[str, object]:
         return {"step": self._state.probe_step or 0, "verdict": self._state.verdict}
 
-    def train(self) -> None:
-        """All probes of the phase, half a second apart."""
+    def train(self) -> Iterator[set[str]]:
+        """Probe by probe, the alerts that each of them should raise."""
         phase = Phase(0, scores("dpo", 0.0), {}, pushes_down=True)
         self._show(phase.first({}), baseline=True)
         for step in DPO_STEPS[1:]:
-            time.sleep(0.5)
-            self._show(phase.probe(step, scores("dpo", self._share * step / DPO_STEPS[-1]), {}))
+            found = phase.probe(step, scores("dpo", self._share * step / DPO_STEPS[-1]), {})
+            self._show(found)
+            yield {EXPECTED[row.name] for row in found.judgement.changed if row.on}
 
     def _show(self, found: Probe, *, baseline: bool = False) -> None:
         write_judgement(self._record, "dpo", found.step, found.judgement, self._state.verdict)
@@ -103,6 +104,10 @@ def scraped(watch: Watch) -> bool:
     return len(watch.prometheus.query("forcegauge_run_active == 1")) == 2
 
 
+def hear(watch: Watch, run: str, alerts: set[str]) -> None:
+    wait_for(lambda: alerts <= told(watch.heard, run))
+
+
 @pytest.fixture(scope="module")
 def replay(tmp_path_factory: pytest.TempPathFactory) -> Replay:
     folder = tmp_path_factory.mktemp("replay")
@@ -112,9 +117,10 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Replay:
         shares = {"squeezed": 1.0, "healthy": HEALTHY_SHARE}
         agents = [Agent(folder / run, run, shares[run], watch.monitor) for run in shares]
         wait_for(lambda: scraped(watch))
-        for agent in agents:
-            agent.train()
-        wait_for(lambda: set(EXPECTED.values()) <= told(watch.heard, "squeezed"))
+        for run, agent in zip(shares, agents, strict=True):
+            for raised in agent.train():
+                # the next probe would change the numbers of this one's message
+                hear(watch, run, raised)
         for agent in agents:
             agent.end()
         wait_for(lambda: not watch.prometheus.query("up{job='forcegauge'}"))
