@@ -138,11 +138,12 @@ def _run(*, many: bool) -> sdk.QueryVariable:
 
 
 def _links(uid: str) -> list[Builder[model.DashboardLink]]:
-    return [
+    others = [
         link(title, f"/d/{other}").include_vars(True).keep_time(True).icon("dashboard")
         for other, title in TITLES.items()
         if other != uid
     ]
+    return [*others, link("Runbooks", "${runbooks}").target_blank(True).icon("question")]
 
 
 def _annotations() -> list[Builder[model.AnnotationQuery]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from runpy import run_module
 from typing import Any
 
 import pytest
 from jsonschema import Draft7Validator
 
+from dashboards import generate
 from dashboards.advice import ADVICE
 from dashboards.frame import RUNBOOKS, TITLES, written
 from dashboards.generate import DASHBOARDS
@@ -198,6 +200,24 @@ def test_a_description_has_meaning_and_formula_of_the_catalogue() -> None:
             f"- `{known(name).name}`: {known(name).meaning} Formula: `{known(name).formula}`"
             in text
         )
+
+
+def test_all_runbooks_are_one_click_away() -> None:
+    for found in ALL.values():
+        assert (found["links"][-1]["title"], found["links"][-1]["url"]) == (
+            "Runbooks",
+            "${runbooks}",
+        )
+
+
+def test_generating_writes_what_is_stale_and_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = tmp_path / "grafana" / "run.json"
+    monkeypatch.setattr(generate, "generated", lambda: {stale: "new"})
+    run_module("dashboards", run_name="__main__")
+    run_module("dashboards", run_name="__main__")
+    assert stale.read_text(encoding="utf-8") == "new"
 
 
 def test_a_metric_that_no_catalogue_has_is_refused() -> None:
