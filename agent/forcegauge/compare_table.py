@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -185,17 +185,29 @@ def cells(comparison: Comparison, entry: Entry) -> tuple[str, ...]:
     )
 
 
-def rich_table(comparison: Comparison) -> Table:
-    """The outcomes for a terminal."""
+def rich_tables(comparison: Comparison, width: int) -> list[Table]:
+    """The outcomes for a terminal: one table, or two where it is too narrow for one."""
+    names = heads(comparison)
+    if len(plain_table(comparison).splitlines()[0]) <= width:
+        return [_rich(comparison, range(len(names)))]
+    numbers = [names.index(measure.head) for measure in COLUMNS]
+    others = [place for place in range(len(names)) if place not in numbers]
+    return [_rich(comparison, others), _rich(comparison, [0, *numbers])]
+
+
+def _rich(comparison: Comparison, places: Iterable[int]) -> Table:
     table = Table(box=None, pad_edge=False)
-    left = ("run", "verdict")
-    for head in heads(comparison):
-        side = "left" if head in left else "right"
-        table.add_column(plain(head), justify=side, overflow="fold")  # type: ignore[arg-type]
+    shown = list(places)
+    for place in shown:
+        head = plain(heads(comparison)[place])
+        table.add_column(head, justify="left" if head in ("run", "verdict") else "right")
     for entry in comparison.entries:
-        texts = map(plain, cells(comparison, entry))
+        texts = [plain(text) for text in cells(comparison, entry)]
         style = STYLES.get(entry.verdict, "")
-        table.add_row(*(Text(text, style if text == entry.verdict else "") for text in texts))
+        row = (
+            Text(texts[place], style if texts[place] == entry.verdict else "") for place in shown
+        )
+        table.add_row(*row)
     return table
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -7,10 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from forcegauge.cli import main
 from forcegauge.compare import Comparison, Entry, compare
-from forcegauge.compare_table import MEASURES, as_json, cells, heads, outcome, plain_table, said
+from forcegauge.compare_table import (
+    MEASURES,
+    as_json,
+    cells,
+    heads,
+    outcome,
+    plain_table,
+    rich_tables,
+    said,
+)
 from forcegauge.errors import InputError
 from forcegauge.reporting.comparison import render, write_comparison
 from tests.agent.test_report import HOSTILE, Page
@@ -209,6 +220,21 @@ def test_the_plain_table_is_never_cut(sweep: Comparison) -> None:
     assert head.split()[:2] == ["run", "verdict"]
     assert all(row.split()[0] in RATES for row in rows)
     assert [len(cells(sweep, each)) for each in sweep.entries] == [len(heads(sweep))] * 3
+
+
+@pytest.mark.parametrize(("width", "tables"), [(80, 2), (160, 1)])
+def test_a_narrow_terminal_gets_two_tables_that_are_not_cut(
+    sweep: Comparison, width: int, tables: int
+) -> None:
+    found = rich_tables(sweep, width)
+    assert len(found) == tables
+    console = Console(width=width, file=io.StringIO())
+    for table in found:
+        console.print(table)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed.count("dpo-squeeze-slow") == tables
+    assert "squeezing" in printed
+    assert "+4.16" in printed
 
 
 def test_json_leaves_out_what_is_not_defined(runs: Mapping[str, Path], tmp_path: Path) -> None:

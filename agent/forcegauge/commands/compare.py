@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from forcegauge.compare import Comparison
 
 
@@ -56,18 +58,38 @@ def compare(
 def _print(comparison: Comparison) -> None:
     from rich.console import Console
 
-    from forcegauge.compare_table import plain_table, rich_table, settings_rows
-
     console = Console(highlight=False)
-    title = f"Phase {comparison.phase or '(each one’s last)'}, nats per token"
     if console.is_terminal:
-        console.print(f"{title}\n", style="bold")
-        console.print(rich_table(comparison))
+        _print_rich(comparison, console)
     else:
-        click.echo(f"{title}\n\n{plain_table(comparison)}")
-    click.echo("\n" + "\n".join(_words(comparison)))
-    if rows := settings_rows(comparison):
-        click.echo(f"\n{_settings(rows)}")
+        _print_plain(comparison)
+
+
+def _print_rich(comparison: Comparison, console: Console) -> None:
+    from rich.text import Text
+
+    from forcegauge.compare_table import rich_tables
+
+    console.print(Text(f"{_title(comparison)}\n", "bold"))
+    for table in rich_tables(comparison, console.width):
+        console.print(table, "")
+    for sentence in _words(comparison):
+        console.print(Text(sentence))
+    _print_settings(comparison)
+
+
+def _print_plain(comparison: Comparison) -> None:
+    from forcegauge.compare_table import plain_table
+
+    told = "\n".join(_words(comparison))
+    click.echo(f"{_title(comparison)}\n\n{plain_table(comparison)}\n\n{told}")
+    _print_settings(comparison)
+
+
+def _title(comparison: Comparison) -> str:
+    from forcegauge.reporting.safe import plain
+
+    return f"Phase {plain(comparison.phase) or '(each one’s last)'}, nats per token"
 
 
 def _words(comparison: Comparison) -> Iterator[str]:
@@ -78,7 +100,10 @@ def _words(comparison: Comparison) -> Iterator[str]:
     yield from (f"Note: {plain(note)}" for note in comparison.notes)
 
 
-def _settings(rows: list[tuple[str, ...]]) -> str:
-    from forcegauge.compare_table import aligned
+def _print_settings(comparison: Comparison) -> None:
+    """A row per run: runs are many, settings that differ are few."""
+    from forcegauge.compare_table import aligned, settings_rows
 
-    return aligned(rows)
+    rows = settings_rows(comparison)
+    if rows:
+        click.echo(f"\n{aligned(list(zip(*rows, strict=True)))}")
