@@ -10,6 +10,7 @@ import click
 from forcegauge.errors import InputError, RunError
 
 COMMANDS = {
+    "compare": "Put several runs side by side: which squeezed, and what differed.",
     "demo": "Watch a real model being finetuned, from SFT to a squeezing DPO.",
     "metrics": "Print every metric with its unit, meaning and formula.",
     "monitor": "Run the service for many runs, and look into checkpoints.",
@@ -17,6 +18,7 @@ COMMANDS = {
     "probes": "Build, check and show probe sets.",
     "report": "Write a run's record as one HTML page.",
     "score": "Score a probe set with one or more checkpoints.",
+    "watch": "Watch a run live in the terminal.",
 }
 """Name -> short help. `forcegauge.commands.NAME` holds a click command of that name."""
 

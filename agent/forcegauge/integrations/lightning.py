@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
@@ -15,6 +17,7 @@ from forcegauge.detectors import Judgement
 from forcegauge.errors import InputError
 from forcegauge.gauge import ForceGauge
 from forcegauge.integrations.rates import learning_rate
+from forcegauge.integrations.telling import Teller
 from forcegauge.probes import ProbeSet
 
 FOLDER = "forcegauge"
@@ -28,7 +31,9 @@ class ForceGaugeCallback(pl.Callback):
     ``model`` names the attribute of the LightningModule that holds the Hugging Face model.
     ``options`` are `ForceGauge`'s: ``phase``, ``loss``, ``budget``, ... The directory is
     ``DEFAULT_ROOT_DIR/forcegauge`` unless named. Steps are the trainer's ``global_step``. A
-    checkpoint of `ModelCheckpoint` is noted when its path is new: ``last.ckpt`` is not.
+    checkpoint of `ModelCheckpoint` is noted when its path is new: ``last.ckpt`` is not. Each probe
+    is a line in the training log (``log=False``: none), and goes to the trainer's loggers under
+    ``forcegauge/`` (``trackers=False``: to none).
     """
 
     def __init__(
@@ -41,12 +46,16 @@ class ForceGaugeCallback(pl.Callback):
         every: int = 50,
         directory: str | Path | None = None,
         on_alarm: Callable[[Judgement], None] | None = None,
+        log: bool = True,
+        trackers: bool = True,
         **options: Any,
     ) -> None:
         # read here and not in the trainer, so that a bad probe file is told before the model loads
         self._probes = probes if isinstance(probes, ProbeSet) else ProbeSet.load(probes)
         self._tokenizer, self._name, self._directory = tokenizer, model, directory
         self._options = {**options, "run": run, "every": every, "on_alarm": on_alarm}
+        self._log, self._trackers = log, trackers
+        self._teller: Teller | None = None
         self._saved: set[str] = set()
         self._step = 0
         self._rate: float | None = None
@@ -60,8 +69,10 @@ class ForceGaugeCallback(pl.Callback):
         model = self._model(pl_module)
         directory = self._directory or Path(trainer.default_root_dir) / FOLDER
         self.gauge = ForceGauge(self._probes, self._tokenizer, directory=directory, **self._options)
+        self._teller = Teller(self.gauge, log=self._log)
         self._step, self._saved = trainer.global_step, checkpoints(trainer)
         self.gauge.step(model, self._step)
+        self._tell(trainer)
         self.gauge.attach(model)
 
     def on_train_batch_start(
@@ -91,12 +102,14 @@ class ForceGaugeCallback(pl.Callback):
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
             told = {"loss": loss, "learning_rate": self._rate}
             self.gauge.step(self._model(pl_module), self._step, **told)
+            self._tell(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Probe the last state and end the record; the endpoint stays."""
         self._note_checkpoints(trainer)
         if self.gauge is not None:
             self.gauge.finish(self._model(pl_module), trainer.global_step)
+            self._tell(trainer)
             self.gauge.close("stopped" if trainer.should_stop else "finished")
 
     def on_exception(
@@ -106,6 +119,11 @@ class ForceGaugeCallback(pl.Callback):
         told = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         if self.gauge is not None:
             self.gauge.close("signal" if told else "error")
+
+    def _tell(self, trainer: pl.Trainer) -> None:
+        if self._teller is not None and trainer.is_global_zero:
+            send = partial(_send, trainer) if self._trackers else None
+            self._teller.tell(trainer.global_step, send)
 
     def _model(self, pl_module: pl.LightningModule) -> nn.Module:
         found = getattr(pl_module, self._name, None)
@@ -124,6 +142,18 @@ class ForceGaugeCallback(pl.Callback):
             for path in sorted(found - self._saved):
                 self.gauge.saved(path, trainer.global_step)
             self._saved = found
+
+
+TAKING_TEXT = (CSVLogger, WandbLogger)
+"""Loggers that take a word where others take numbers alone."""
+
+
+def _send(trainer: pl.Trainer, numbers: dict[str, float], verdict: str) -> None:
+    for each in trainer.loggers:
+        told: dict[str, Any] = dict(numbers)
+        if isinstance(each, TAKING_TEXT):
+            told["forcegauge/verdict_text"] = verdict
+        each.log_metrics(told, step=trainer.global_step)
 
 
 def checkpoints(trainer: pl.Trainer) -> set[str]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_callback import CallbackHandler
 
 from forcegauge.detectors import Judgement
 from forcegauge.gauge import ForceGauge
 from forcegauge.integrations.rates import learning_rate
+from forcegauge.integrations.telling import Teller
 from forcegauge.probes import ProbeSet
 
 FOLDER = "forcegauge"
@@ -18,6 +23,8 @@ PAIR_KINDS = ("dpo", "cpo", "orpo")
 """Trainers that put the chosen answers in a batch's first half and the rejected in the second."""
 SAMPLING_KINDS = ("grpo", "rloo")
 """Trainers that divide logits by the temperature at which they sample."""
+TAKING_TEXT = ("TensorBoardCallback", "WandbCallback", "TrackioCallback", "SwanLabCallback")
+"""Trackers' callbacks that take a word where others take numbers alone."""
 
 
 class ForceGaugeCallback(TrainerCallback):
@@ -26,7 +33,9 @@ class ForceGaugeCallback(TrainerCallback):
         trainer.add_callback(ForceGaugeCallback(probes="probes.jsonl", run="my-run", every=50))
 
     ``options`` are `ForceGauge`'s. The directory is ``OUTPUT_DIR/forcegauge`` unless named, the
-    phase and the loss are the trainer's kind: ``sft``, ``dpo``, ...
+    phase and the loss are the trainer's kind: ``sft``, ``dpo``, ... Each probe is a line in the
+    training log (``log=False``: none), and goes to the trackers of the trainer's ``report_to``
+    under ``forcegauge/`` (``trackers=False``: to none).
     """
 
     def __init__(
@@ -39,13 +48,18 @@ class ForceGaugeCallback(TrainerCallback):
         phase: str | None = None,
         loss: str | None = None,
         on_alarm: Callable[[Judgement], None] | None = None,
+        log: bool = True,
+        trackers: bool = True,
         **options: Any,
     ) -> None:
         # read here and not in the trainer, so that a bad probe file is told before the model loads
         self._probes = probes if isinstance(probes, ProbeSet) else ProbeSet.load(probes)
         self._options = {**options, "run": run, "every": every, "on_alarm": on_alarm}
         self._directory, self._phase, self._loss = directory, phase, loss
+        self._log, self._report = log, trackers
         self._rate: float | None = None
+        self._teller: Teller | None = None
+        self._trackers: list[TrainerCallback] = []
         self.gauge: ForceGauge | None = None
 
     def on_train_begin(
@@ -67,7 +81,10 @@ class ForceGaugeCallback(TrainerCallback):
             beta=getattr(args, "beta", None),
             **self._options,
         )
+        self._teller = Teller(self.gauge, log=self._log)
+        self._trackers = trackers_of_the_caller() if self._report else []
         self.gauge.step(kwargs["model"], state.global_step)
+        self._tell(args, state, control, kwargs)
         sampled = kind in SAMPLING_KINDS
         self.gauge.attach(
             kwargs["model"],
@@ -97,6 +114,10 @@ class ForceGaugeCallback(TrainerCallback):
         if self.gauge is not None:
             told = {"loss": last_loss(state), "learning_rate": self._rate}
             self.gauge.step(kwargs["model"], state.global_step, **told)
+            if state.global_step >= state.max_steps:
+                # here already: at the end of the training trackers are closed before us
+                self.gauge.finish(kwargs["model"], state.global_step)
+            self._tell(args, state, control, kwargs)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -116,7 +137,52 @@ class ForceGaugeCallback(TrainerCallback):
         """Probe the last state and end the record; the endpoint stays."""
         if self.gauge is not None:
             self.gauge.finish(kwargs["model"], state.global_step)
+            self._trackers = []
+            self._tell(args, state, control, kwargs)
             self.gauge.close("finished" if state.global_step >= state.max_steps else "stopped")
+
+    def _tell(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        known: dict[str, Any],
+    ) -> None:
+        """To the log, and to trackers alone: what the trainer logs itself stays as it is."""
+        if self._teller is not None and state.is_world_process_zero:
+            send = partial(_send, self._trackers, args, state, control, known)
+            self._teller.tell(state.global_step, send if self._trackers else None)
+
+
+def trackers_of_the_caller() -> list[TrainerCallback]:
+    """The integrations that ``report_to`` gave the trainer whose handler is calling just now.
+
+    transformers gives a callback no way to log, and not the handler that has the trackers either:
+    it is read off the stack. Empty where no handler calls.
+    """
+    known: tuple[Any, ...] = tuple(INTEGRATION_TO_CALLBACK.values())
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, CallbackHandler):
+            return [each for each in caller.callbacks if isinstance(each, known)]
+        frame = frame.f_back
+    return []
+
+
+def _send(
+    trackers: list[TrainerCallback],
+    args: TrainingArguments,
+    state: TrainerState,
+    control: TrainerControl,
+    known: dict[str, Any],
+    numbers: dict[str, float],
+    verdict: str,
+) -> None:
+    for tracker in trackers:
+        takes = type(tracker).__name__ in TAKING_TEXT
+        text = {"forcegauge/verdict_text": verdict} if takes else {}
+        tracker.on_log(args, state, control, logs={**numbers, **text}, **known)
 
 
 def trainer_kind(args: TrainingArguments) -> str | None:
