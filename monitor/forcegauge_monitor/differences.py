@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from difflib import unified_diff
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _NAMES = ("title", "name", "refId", "uid", "id")
+_ABSENT = object()
+_LONGEST_WHOLE = 120
+"""Letters that are told of an object that is on one side only."""
 
 
 def differences(before: Any, after: Any) -> list[str]:
     """Lines with ``-`` for what is before only and ``+`` for what is after only."""
-    lines = unified_diff(list(_flat(before, "")), list(_flat(after, "")), n=0, lineterm="")
-    return [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+    return list(_lines(before, after, ""))
 
 
 def pruned(value: Any, like: Any) -> Any:
@@ -25,18 +26,44 @@ def pruned(value: Any, like: Any) -> Any:
     return value
 
 
-def _flat(value: Any, path: str) -> Iterator[str]:
-    if isinstance(value, dict) and value:
-        for key in sorted(value):
-            yield from _flat(value[key], f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and value:
-        for place, each in enumerate(value):
-            yield from _flat(each, f"{path}[{_name(each, place)}]")
+def _lines(before: Any, after: Any, path: str) -> Iterator[str]:
+    if before == after:
+        return
+    if isinstance(before, dict) and isinstance(after, dict):
+        yield from _of_parts(before, after, f"{path}." if path else "", "")
+    elif isinstance(before, list) and isinstance(after, list):
+        old, new = _named(before), _named(after)
+        if old is None or new is None:
+            old, new = dict(enumerate(before)), dict(enumerate(after))
+        yield from _of_parts(old, new, f"{path}[", "]")
+        if set(old) == set(new) and list(old) != list(new):
+            yield f"+{path}: in another order"
     else:
-        yield f"{path}: {json.dumps(value, ensure_ascii=False)}"
+        told = (("-", before), ("+", after))
+        yield from (f"{sign}{path}: {_text(each)}" for sign, each in told if each is not _ABSENT)
 
 
-def _name(value: Any, place: int) -> str:
-    """An element by its name where it has one: what was moved or put before it does not matter."""
+def _of_parts(before: Any, after: Any, opening: str, closing: str) -> Iterator[str]:
+    for key in dict.fromkeys([*before, *after]):
+        place = f"{opening}{key}{closing}"
+        yield from _lines(before.get(key, _ABSENT), after.get(key, _ABSENT), place)
+
+
+def _named(values: Sequence[Any]) -> dict[Any, Any] | None:
+    """Elements by their names, so that it does not matter what was put before them; None where
+    not each has one of its own."""
+    names = [_name(value) for value in values]
+    if None in names or len(set(names)) < len(names):
+        return None
+    return dict(zip(names, values, strict=True))
+
+
+def _name(value: Any) -> str | None:
     names = (value.get(name) for name in _NAMES) if isinstance(value, dict) else ()
-    return next((str(name) for name in names if name not in (None, "")), str(place))
+    return next((str(name) for name in names if name not in (None, "")), None)
+
+
+def _text(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    whole = len(text) <= _LONGEST_WHOLE or not isinstance(value, dict | list)
+    return text if whole else f"{text[:_LONGEST_WHOLE]} ..."
