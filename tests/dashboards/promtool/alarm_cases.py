@@ -172,8 +172,8 @@ def _both(state: str) -> Iterator[Case]:
     series = _seen(state, values(missing(10), (1, 90))) | _told(
         state, values(missing(10), (1, 20), GONE)
     )
-    own = (RUN,) if state == "collapsed" else ()
-    fires = {f"{30 * k}s": (own if k >= 10 else ()) for k in range(9, 50)}
+    mine = (RUN,) if state == "collapsed" else ()
+    fires = {f"{30 * k}s": (mine if k >= 10 else ()) for k in range(9, 50)}
     yield Case("at no moment both of them fire", series, fires, every="30s")
 
 
