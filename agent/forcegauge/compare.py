@@ -50,13 +50,19 @@ class Entry:
     @property
     def since(self) -> Value:
         """The step of the phase since which that verdict holds."""
-        found = [
-            line
-            for line in self.story.verdicts
-            if (line["phase"], line.get("verdict")) == (self.phase.name, self.verdict)
-        ]
-        since = number(field(found[-1], "since_step")) if found else None
+        since = number(field(self._verdict_line, "since_step"))
         return None if since is None else since - self.start
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, as recorded."""
+        return str(field(self._verdict_line, "advice") or "")
+
+    @property
+    def _verdict_line(self) -> Line | None:
+        wanted = (self.phase.name, self.verdict)
+        lines = reversed(self.story.verdicts)
+        return next((x for x in lines if (x["phase"], x.get("verdict")) == wanted), None)
 
     @property
     def squeezed_before(self) -> Alarm | None:

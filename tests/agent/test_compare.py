@@ -251,6 +251,13 @@ def test_the_page_has_a_figure_and_a_table_for_every_measure(sweep: Comparison) 
     assert page.count("table") == len(MEASURES) + 2
 
 
+def test_the_page_says_what_to_do_where_it_squeezes(sweep: Comparison) -> None:
+    assert (
+        "Where it is squeezing: Stop before the chosen answers fall too."
+        in Page(render(sweep)).text
+    )
+
+
 def test_the_page_names_no_resource_outside_itself(sweep: Comparison) -> None:
     page = Page(render(sweep))
     named = [attrs.get(name) for _, attrs in page.elements for name in ("src", "href", "action")]

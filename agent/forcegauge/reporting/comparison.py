@@ -23,7 +23,7 @@ from forcegauge.compare_table import (
 from forcegauge.reporting.assets import asset, packed_plotly
 from forcegauge.reporting.cards import figure_card, toggle
 from forcegauge.reporting.figures import Figure, Series, limit_of
-from forcegauge.reporting.headline import ADVICE, GLYPHS
+from forcegauge.reporting.headline import GLYPHS
 from forcegauge.reporting.plots import limit_label, limit_line, line_trace, swatch, written
 from forcegauge.reporting.safe import inline, script_json, shown
 from forcegauge.reporting.story import Value
@@ -89,11 +89,11 @@ def _headline(comparison: Comparison) -> str:
 
 
 def _advice(comparison: Comparison) -> str:
-    """What to do about each sick verdict."""
+    """What the records say to do about each sick verdict."""
     return "".join(
-        f"<p><b>Where it is {verdict}:</b> {ADVICE[verdict]}</p>"
-        for verdict in by_verdict(comparison.entries)
-        if verdict in ADVICE
+        f"<p><b>Where it is {inline(verdict)}:</b> {inline(found[0].advice)}</p>"
+        for verdict, found in by_verdict(comparison.entries).items()
+        if verdict in SICK and found[0].advice
     )
 
 
@@ -139,13 +139,13 @@ def _settings(comparison: Comparison) -> str:
             '<section class="card"><h2>What differed</h2><p class="quiet">No recorded setting: '
             "the runs may differ in data, seed or what the record does not hold.</p></section>"
         )
-    head, *body = rows
-    columns = "".join(f'<th scope="col">{inline(text)}</th>' for text in ("setting", *head[1:]))
+    names, *runs = zip(*rows, strict=True)
+    columns = "".join(f'<th scope="col">{inline(name)}</th>' for name in ("run", *names[1:]))
     lines = "".join(
-        f'<tr><th scope="row">{inline(name)}</th>'
+        f'<tr><th scope="row">{swatch(role(comparison, entry))}{inline(name)}</th>'
         + "".join(f"<td>{inline(text)}</td>" for text in texts)
         + "</tr>"
-        for name, *texts in body
+        for entry, (name, *texts) in zip(comparison.entries, runs, strict=True)
     )
     return (
         '<section class="card"><h2>What differed</h2><div class="scroll" tabindex="0" '
