@@ -11,7 +11,6 @@ from string import Template
 from markdown_it import MarkdownIt
 
 from forcegauge_monitor.alerts import ALERTS
-from forcegauge_monitor.alerts import alert_name as alert_name
 
 _PACKAGE = resources.files("forcegauge_monitor")
 _PAGES = _PACKAGE / "data" / "runbooks"
