@@ -26,6 +26,7 @@ from dashboards.promql import (
     sick_since_step,
     told_since,
     told_verdict,
+    trains,
     verdict,
     verdict_now,
     verdict_since,
@@ -91,7 +92,8 @@ def _table() -> Panel:
         about(
             "One row for each run seen in the chosen time, the sickest first; click a heading to "
             "sort. A run that has ended keeps its last values; one whose process Prometheus did "
-            "not see in this time has the verdict that the monitor was told. **Sick since step** "
+            "not see in this time has the verdict that the monitor was told. **Trains**: "
+            "Prometheus hears of it now and it has not ended. **Sick since step** "
             "is the first probe after the last healthy one. **Worst alarm** is the one that has "
             "held longest, as a multiple of the probes it needs (1 or more: it is on); one that "
             "only informs stands back behind others that are on.",
@@ -116,7 +118,6 @@ def _columns() -> list[Column]:
     squeeze = last(series("squeeze_nats", PLACE), PLACE)
     step = last(series("probe_step", PLACE), PLACE)
     probed = f"{last(series('probe_timestamp_seconds', PLACE), PLACE)} * 1000"
-    active = last(series("run_active", PLACE), PLACE)
     return [
         Column("verdict", ALL_VERDICTS, Scale("none", 0), 95, verdict_cell()),
         Column("since", since, Scale(AGO, None), 105),
@@ -125,7 +126,7 @@ def _columns() -> list[Column]:
         Column("squeeze, nats", squeeze, Scale("none", 2, ((0.5, "orange"),)), 103),
         Column("step", step, Scale(STEP, 0), 55),
         Column("last probe", probed, Scale(AGO, None), 115),
-        Column("trains", active, Scale("bool_yes_no", 0), 55),
+        Column("trains", trains(PLACE), Scale("bool_yes_no", 0), 55),
     ]
 
 

@@ -7,12 +7,18 @@ from grafana_foundation_sdk.builders import dashboard as sdk
 from dashboards.frame import Section, dashboard, to_run
 from dashboards.looks import AGO, SECONDS, SHARE, fixed, width
 from dashboards.panels import Column, Frame, Panel, Scale, about, lines, number, rows
-from dashboards.promql import GROUP, PLACE, last, most, series
+from dashboards.promql import GROUP, PLACE, last, lost, most, series, trains
 
 UID = "forcegauge-operations"
 
 BUDGET = 0.01
 """An agent's default share of training time."""
+
+LOST = (
+    "Runs that trained when Prometheus last heard of them, and of which it hears nothing now: the "
+    "process was killed, or cannot be reached."
+)
+FAILED = "They are not tried again by themselves: `forcegauge monitor requeue`."
 
 
 def operations() -> sdk.Dashboard:
@@ -28,52 +34,48 @@ def operations() -> sdk.Dashboard:
 
 
 def _health() -> list[Panel]:
-    waiting = f"sum({series('monitor_snapshots', PLACE, state='queued')}) or vector(0)"
     failures = f"sum(increase({series('probe_failures_total', PLACE)}[$__range]))"
+    waiting = f"sum({series('monitor_snapshots', PLACE, state='queued')})"
+    workers = f"sum({series('monitor_workers', PLACE)})"
     dead = f"max({series('monitor_failed_snapshots', PLACE)})"
+    overhead = last(series("probe_overhead_ratio", PLACE), PLACE)
+    bad = Scale("none", 0, ((0.5, "red"),), empty="monitor not heard of", base="green")
     return [
-        _figure("Runs that train", "sum", "run_active", "Heard of by Prometheus now."),
+        _count("Runs that train", "Prometheus hears of them.", "run_active", trains(PLACE)),
         number(
-            Frame("Store", about("Redis, behind the monitor.", "monitor_store_up"), 4, 4),
-            Scale("bool_on_off", 0, ((0.0, "red"), (1.0, "green")), empty="monitor not heard of"),
+            Frame("Agents lost", about(LOST, "run_active"), 6, 4),
+            Scale("none", 0, ((0.5, "red"),), base="green"),
+            {"lost": f"count({lost(PLACE)}) or vector(0)"},
+        ),
+        number(
+            Frame("Errors in agents", about("In this time.", "probe_failures_total"), 6, 4),
+            Scale("none", 0, ((0.5, "red"),), base="green"),
+            {"errors": failures},
+        ),
+        number(
+            Frame("Highest overhead", about("Of one run.", "probe_overhead_ratio"), 6, 4),
+            Scale(SHARE, 2, ((BUDGET, "orange"),), base="green"),
+            {"overhead": f"max({overhead})"},
+        ),
+        number(
+            Frame("Store", about("Redis, behind the monitor.", "monitor_store_up"), 6, 4),
+            Scale("bool_on_off", 0, ((1.0, "green"),), empty="monitor not heard of", base="red"),
             {"store": f"min({series('monitor_store_up', PLACE)})"},
             filled=True,
         ),
-        _figure("Workers alive", "sum", "monitor_workers", "They make the snapshots."),
+        _count("Workers alive", "They make snapshots.", "monitor_workers", workers),
+        _count("Snapshots waiting", "In all queues.", "monitor_snapshots", waiting),
         number(
-            Frame("Snapshots waiting", about("In all queues.", "monitor_snapshots"), 4, 4),
-            Scale("none", 0),
-            {"waiting": waiting},
-        ),
-        number(
-            Frame(
-                "Failed snapshots",
-                about(
-                    "Start them again with `forcegauge monitor requeue`.",
-                    "monitor_failed_snapshots",
-                ),
-                4,
-                4,
-            ),
-            Scale("none", 0, ((0.0, "green"), (1.0, "red")), empty="monitor not heard of"),
+            Frame("Failed snapshots", about(FAILED, "monitor_failed_snapshots"), 6, 4),
+            bad,
             {"failed": dead},
-        ),
-        number(
-            Frame(
-                "Errors in agents",
-                about("Within the chosen time; trainings went on.", "probe_failures_total"),
-                4,
-                4,
-            ),
-            Scale("none", 0, ((0.0, "green"), (0.5, "red"))),
-            {"errors": failures},
         ),
     ]
 
 
-def _figure(title: str, how: str, name: str, text: str) -> Panel:
-    frame = Frame(title, about(text, name), 4, 4)
-    return number(frame, Scale("none", 0), {title: f"{how}({series(name, PLACE)}) or vector(0)"})
+def _count(title: str, text: str, name: str, expr: str) -> Panel:
+    frame = Frame(title, about(text, name), 6, 4)
+    return number(frame, Scale("none", 0), {title: f"sum({expr}) or vector(0)"})
 
 
 def _agents() -> Panel:
@@ -93,7 +95,7 @@ def _agents() -> Panel:
     when, duration, share = (last(series(name, PLACE), PLACE) for name in names)
     failed = f"sum by ({GROUP}) (increase({series('probe_failures_total', PLACE)}[$__range]))"
     columns = [
-        Column("trains", last(series("run_active", PLACE), PLACE), Scale("bool_yes_no", 0), 100),
+        Column("trains", trains(PLACE), Scale("bool_yes_no", 0), 100),
         Column("last probe", f"{when} * 1000", Scale(AGO, None), 160),
         Column("probe took", duration, Scale(SECONDS, 2), 130),
         Column("overhead", share, Scale(SHARE, 2, ((BUDGET, "orange"),)), 130),

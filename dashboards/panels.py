@@ -98,7 +98,8 @@ def lines(
 ) -> timeseries.Panel:
     """Lines over time in steps, since a gauge holds its value until the next probe.
 
-    ``asks`` are expressions by legend; ``limited`` draws the scale's steps as dashed lines.
+    ``asks`` are expressions by legend; ``limited`` draws the scale's steps as dashed lines;
+    ``bounds`` are what the axis shows at least.
     """
     panel = _scaled(_framed(timeseries.Panel(), frame), scale)
     panel = panel.line_interpolation(LineInterpolation.STEP_AFTER).line_width(2).fill_opacity(0)
@@ -113,8 +114,8 @@ def lines(
         style = common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED)
         panel = panel.thresholds_style(style)
     low, high = bounds
-    panel = panel if low is None else panel.min(low)
-    panel = panel if high is None else panel.max(high)
+    panel = panel if low is None else panel.axis_soft_min(low)
+    panel = panel if high is None else panel.axis_soft_max(high)
     return _asked(_overridden(panel, overrides), asks)
 
 

@@ -77,6 +77,19 @@ def verdict_now(scope: str) -> str:
     return " + ".join(f"max by (run) ({states(scope, names)})" for names in worst)
 
 
+def trains(scope: str) -> str:
+    """1 for runs that Prometheus hears of and that train, 0 for the others seen in the range."""
+    active = series("run_active", scope)
+    return f"(max by ({GROUP}) ({active}) or on ({GROUP}) {last(active, scope)} * 0)"
+
+
+def lost(scope: str) -> str:
+    """Runs that trained when Prometheus last heard of them, and that it does not hear of now."""
+    active = series("run_active", scope)
+    now = f"max by ({GROUP}) ({active})"
+    return f"({last(active, scope)} == 1 unless on ({GROUP}) {now})"
+
+
 def was_sick(scope: str) -> str:
     """1 for the runs that were sick at some time within the range."""
     sick = f"max_over_time({states(scope, SICK)}[$__range] @ end())"

@@ -134,7 +134,7 @@ def _kernel() -> Panel:
             "entk_norm",
         ),
         12,
-        12,
+        13,
     )
     norm = _last("entk_norm", "observed, updated")
     expr = f"{norm} / scalar(max({norm}))"
@@ -152,7 +152,7 @@ def _attribution() -> Panel:
             "attribution_nats",
         ),
         12,
-        12,
+        13,
     )
     expr = _last("attribution_nats", "observed, updated")
     scale = Scale("none", 2, ((0.0, UP_COLOR),), empty=EMPTY, base=DOWN_COLOR)
@@ -178,7 +178,7 @@ def _predicted() -> Panel:
             "snapshot_step",
         ),
         12,
-        11,
+        13,
     )
     predicted = _last("predicted_change_nats", "response_type")
     nats = Scale(NATS, 3)
@@ -196,7 +196,7 @@ def _over_time() -> Panel:
         "Predicted change of each type, snapshot by snapshot",
         about("Steps at each snapshot.", "predicted_change_nats"),
         12,
-        11,
+        13,
     )
     asks = {"{{response_type}}": _now("predicted_change_nats", "response_type")}
     return lines(frame, Scale(NATS, 3, empty=PAIR), asks, overrides=ALL_TYPES)
@@ -222,7 +222,7 @@ def _stability() -> Panel:
         "like the first kernel": [fixed(UP_COLOR)],
         "explained by prediction": [fixed(TYPE_COLORS["two"])],
     }
-    return lines(frame, Scale(SHARE, 1, empty=PAIR), asks, overrides=looks)
+    return lines(frame, Scale(SHARE, 1, empty=PAIR), asks, overrides=looks, bounds=(0, 1))
 
 
 def _pushes(side: str) -> Panel:

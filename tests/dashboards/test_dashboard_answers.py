@@ -12,9 +12,11 @@ from dashboards.fleet import ALL_VERDICTS, WORST
 from dashboards.promql import (
     PLACE,
     last_healthy_step,
+    lost,
     most,
     sick_since_step,
     told_since,
+    trains,
     verdict,
     verdict_now,
     verdict_since,
@@ -166,6 +168,21 @@ def alarms(**streaks: int) -> Inputs:
         found[f"forcegauge_alarm_streak{{{labels}}}"] = f"{streak}x30"
         found[f"forcegauge_alarm_streak_needed{{{labels}}}"] = "3x30"
     return found
+
+
+def test_a_run_trains_while_it_is_heard_of_and_is_lost_when_it_never_ended(tmp_path: Path) -> None:
+    runs = {name: dict(_active(name, values)) for name, values in LIVES.items()}
+    inputs = {series: values for found in runs.values() for series, values in found.items()}
+    now = {'{run="trains"}': 1.0, '{run="ended"}': 0.0, '{run="left"}': 0.0, '{run="lost"}': 0.0}
+    assert not answer(tmp_path, trains(PLACE), inputs, now)
+    assert not answer(tmp_path, lost(PLACE), inputs, {'{run="lost"}': 1})
+
+
+LIVES = {"trains": "1x30", "ended": "1x9 0x20", "left": "1x9 0x4 _x16", "lost": "1x14 _x16"}
+
+
+def _active(name: str, values: str) -> Iterator[tuple[str, str]]:
+    yield f'forcegauge_run_active{{run="{name}",instance="{name}"}}', values
 
 
 def test_the_worst_alarm_has_held_longest(tmp_path: Path) -> None:
