@@ -12,8 +12,8 @@ from dashboards.promql import GROUP, RUNS, last, series, sick_since_step, verdic
 UID = "forcegauge-compare"
 
 HINT = (
-    "One line for each run chosen above. Time is below: runs that started at different times "
-    "stand beside each other, not on top; the table is by last probe."
+    "One line for each run chosen above, over time: runs that started at different times stand "
+    "beside each other. A jump back to 0 is a new phase with a baseline of its own."
 )
 
 Signal = tuple[str, str, Scale, dict[str, str]]
@@ -79,7 +79,9 @@ def _table() -> Panel:
     frame = Frame(
         "Last values of each run (click a run to see what happens in it)",
         about(
-            "A row for each run, the sickest first. Values are of its last probe in this time.",
+            "A row for each run, the sickest first. Values are of its last probe in this time. "
+            "Chosen and rejected: log-probability since the start of the phase; these, margin, "
+            "pressure and squeeze are in nats per token.",
             *("run_state", "probe_step", *names, "hallucination_pressure_nats"),
             "greedy_repetition_ratio",
         ),

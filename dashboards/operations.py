@@ -41,30 +41,68 @@ def _health() -> list[Panel]:
     overhead = last(series("probe_overhead_ratio", PLACE), PLACE)
     bad = Scale("none", 0, ((0.5, "red"),), empty="monitor not heard of", base="green")
     return [
-        _count("Runs that train", "Prometheus hears of them.", "run_active", trains(PLACE)),
+        _count(
+            "Runs that train",
+            "Runs that Prometheus hears of now and that have not ended.",
+            "run_active",
+            trains(PLACE),
+        ),
         number(
             Frame("Agents lost", about(LOST, "run_active"), 6, 4),
             Scale("none", 0, ((0.5, "red"),), base="green"),
             {"lost": f"count({lost(PLACE)}) or vector(0)"},
         ),
         number(
-            Frame("Errors in agents", about("In this time.", "probe_failures_total"), 6, 4),
+            Frame(
+                "Errors in agents",
+                about(
+                    "In the chosen time, over all runs; the trainings went on.",
+                    "probe_failures_total",
+                ),
+                6,
+                4,
+            ),
             Scale("none", 0, ((0.5, "red"),), base="green"),
             {"errors": failures},
         ),
         number(
-            Frame("Highest overhead", about("Of one run.", "probe_overhead_ratio"), 6, 4),
+            Frame(
+                "Highest overhead",
+                about(
+                    "The run whose probes cost most of its training time.", "probe_overhead_ratio"
+                ),
+                6,
+                4,
+            ),
             Scale(SHARE, 2, ((BUDGET, "orange"),), base="green"),
             {"overhead": f"max({overhead})"},
         ),
         number(
-            Frame("Store", about("Redis, behind the monitor.", "monitor_store_up"), 6, 4),
+            Frame(
+                "Store",
+                about(
+                    "Whether Redis, where the monitor keeps what it knows, answers.",
+                    "monitor_store_up",
+                ),
+                6,
+                4,
+            ),
             Scale("bool_on_off", 0, ((1.0, "green"),), empty="monitor not heard of", base="red"),
             {"store": f"min({series('monitor_store_up', PLACE)})"},
             filled=True,
         ),
-        _count("Workers alive", "They make snapshots.", "monitor_workers", workers),
-        _count("Snapshots waiting", "In all queues.", "monitor_snapshots", waiting),
+        _count(
+            "Workers alive",
+            "Workers heard of within a minute; without one no snapshot is made.",
+            "monitor_workers",
+            workers,
+        ),
+        _count(
+            "Snapshots waiting",
+            "Snapshots that no worker has taken yet, in all queues.",
+            "monitor_snapshots",
+            waiting,
+        ),
         number(
             Frame("Failed snapshots", about(FAILED, "monitor_failed_snapshots"), 6, 4),
             bad,
@@ -128,7 +166,7 @@ def _overhead() -> Panel:
 def _durations() -> Panel:
     frame = Frame(
         "Time that a probe takes: the ten longest",
-        about("For so long a probe holds up the training.", "probe_duration_seconds"),
+        about("The training stands still for so long at each probe.", "probe_duration_seconds"),
         8,
         9,
     )

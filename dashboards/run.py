@@ -56,7 +56,15 @@ def _answer() -> list[Panel]:
     well = Scale(STEP, 0, empty="–")
     return [
         number(
-            Frame("Verdict", about("The state of the run in one word.", "run_state"), 5, 4),
+            Frame(
+                "Verdict",
+                about(
+                    "How the run is, in one word. Squeezing and worse: act, see What to do.",
+                    "run_state",
+                ),
+                5,
+                4,
+            ),
             Scale("none", 0, empty="no data"),
             {"verdict": verdict(ONE_RUN)},
             mappings=[verdict_map()],
@@ -66,12 +74,25 @@ def _answer() -> list[Panel]:
         number(_healthy_frame(), well, {"step": last_healthy_step(ONE_RUN)}),
         number(_since_frame(), Scale(AGO, None), {"since": f"{verdict_since(ONE_RUN)} * 1000"}),
         number(
-            Frame("Last probed step", about("Newest numbers.", "probe_step"), 4, 4),
+            Frame(
+                "Last probed step",
+                about("All other numbers here are from this step at the latest.", "probe_step"),
+                4,
+                4,
+            ),
             Scale(STEP, 0),
             {"step": last(series("probe_step", ONE_RUN), ONE_RUN)},
         ),
         number(
-            Frame("Last probe", about("Newest numbers.", "probe_timestamp_seconds"), 3, 4),
+            Frame(
+                "Last probe",
+                about(
+                    "Long ago: the training stands still, or its probes fail.",
+                    "probe_timestamp_seconds",
+                ),
+                3,
+                4,
+            ),
             Scale(AGO, None),
             {"when": f"{last(series('probe_timestamp_seconds', ONE_RUN), ONE_RUN)} * 1000"},
         ),
@@ -97,12 +118,22 @@ def _since_frame() -> Frame:
 
 
 def _advice() -> Panel:
-    frame = Frame("What to do", about("For each verdict.", "run_state"), 11, 12)
+    frame = Frame(
+        "What to do",
+        about("Find the verdict of this run and do what stands beside it.", "run_state"),
+        11,
+        12,
+    )
     return words(frame, ADVICE)
 
 
 def _bands() -> Panel:
-    frame = Frame("Verdict over time", about("One band; a gap: not heard of.", "run_state"), 12, 7)
+    frame = Frame(
+        "Verdict over time",
+        about("A gap is a time at which the run was not heard of.", "run_state"),
+        12,
+        7,
+    )
     return verdicts(frame, {"{{run}}": verdict_now(ONE_RUN)})
 
 
@@ -127,7 +158,15 @@ def _steps() -> Panel:
 
 
 def _what() -> Panel:
-    frame = Frame("What trains", about("Phase and model.", "run_info"), 4, 7)
+    frame = Frame(
+        "What trains",
+        about(
+            "The phase of the training, and the model. Each phase has a baseline of its own.",
+            "run_info",
+        ),
+        4,
+        7,
+    )
     # each phase has a series of its own: the one that was there last
     seen = f"max_over_time(timestamp({series('run_info', ONE_RUN)}){WINDOW})"
     asks = {"{{phase}}: {{model}}": f"max by (phase, model) (topk(1, {seen}))"}
@@ -307,7 +346,7 @@ def _entropy() -> Panel:
 def _repetition() -> Panel:
     frame = Frame(
         "Repetition in greedy outputs",
-        about("Above a half, outputs loop.", "greedy_repetition_ratio"),
+        about("Above the dashed line outputs go round in circles.", "greedy_repetition_ratio"),
         6,
         9,
     )
@@ -320,7 +359,7 @@ def _repetition() -> Panel:
 def _eos() -> Panel:
     frame = Frame(
         "End of answers (log-prob)",
-        about("Falling: outputs will not stop.", "eos_logprob_nats"),
+        about("When it falls by several nats, outputs will not stop any more.", "eos_logprob_nats"),
         6,
         9,
     )

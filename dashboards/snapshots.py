@@ -76,14 +76,27 @@ def _trust() -> list[Panel]:
     made = f"{series('snapshots_total', OF_RUN)}[$__range]"
     return [
         number(
-            Frame("Verdict on the run", about("In one word.", "run_state"), 5, 4),
+            Frame(
+                "Verdict on the run",
+                about("How the run is, in one word: its own dashboard says more.", "run_state"),
+                5,
+                4,
+            ),
             Scale("none", 0, empty="no data"),
             {"verdict": verdict(ONE_RUN)},
             mappings=[verdict_map()],
             filled=True,
         ),
         number(
-            Frame("Step of the last snapshot", about("Of its checkpoint.", "snapshot_step"), 5, 4),
+            Frame(
+                "Step of the last snapshot",
+                about(
+                    "The checkpoint of this step is what the tables below are about.",
+                    "snapshot_step",
+                ),
+                5,
+                4,
+            ),
             Scale(STEP, 0, empty=EMPTY),
             {"step": _last("snapshot_step", "run")},
         ),
@@ -116,7 +129,12 @@ def _trust() -> list[Panel]:
             {"alike": _last("entk_alignment_ratio", "run")},
         ),
         number(
-            Frame("Snapshots", about("How they ended.", "snapshots_total"), 4, 4),
+            Frame(
+                "Snapshots",
+                about("How many there were, and how they ended.", "snapshots_total"),
+                4,
+                4,
+            ),
             Scale("none", 0, empty=EMPTY),
             {"{{state}}": f"max by (state) (last_over_time({made}))"},
             overrides={"done": [fixed("green")], "failed": [fixed("red")]},
@@ -194,7 +212,10 @@ def _predicted() -> Panel:
 def _over_time() -> Panel:
     frame = Frame(
         "Predicted change of each type, snapshot by snapshot",
-        about("Steps at each snapshot.", "predicted_change_nats"),
+        about(
+            "Each snapshot predicts the change since the one before it: a stair at each.",
+            "predicted_change_nats",
+        ),
         12,
         13,
     )
