@@ -24,6 +24,8 @@ SWEPT = ("learning rate", "learning_rate", "beta")
 NO_SETTINGS = ("offset", "steps")
 """Facts of a run that no sweep is about."""
 LENGTHS_APART = 1.1
+SICK = ("collapsed", "diverging", "squeezing")
+CALM = ("warming", "learning")
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,24 @@ class Entry:
         return next((x for x in lines if (x["phase"], x.get("verdict")) == wanted), None)
 
     @property
+    def calm(self) -> bool:
+        """Whether the verdict is one of health."""
+        return self.verdict in CALM
+
+    @property
+    def alarms_on(self) -> list[Alarm]:
+        """Alarms of the phase that never went off."""
+        return [alarm for alarm in self._alarms if alarm.off is None]
+
+    @property
     def squeezed_before(self) -> Alarm | None:
         """The last time that the squeezing alarm was on, where the verdict is calm by now."""
-        calm = self.verdict in ("warming", "learning")
-        own = [alarm for alarm in self.story.alarms if alarm.phase == self.phase.name]
-        found = [alarm for alarm in own if alarm.name == "squeezing"]
-        return found[-1] if found and calm else None
+        found = [alarm for alarm in self._alarms if alarm.name == "squeezing"]
+        return found[-1] if found and self.calm else None
+
+    @property
+    def _alarms(self) -> list[Alarm]:
+        return [alarm for alarm in self.story.alarms if alarm.phase == self.phase.name]
 
     def positions(self, by: str) -> list[Value]:
         """Where each probe of the phase stands, in steps or tokens since its start."""

@@ -10,13 +10,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from forcegauge.compare import Comparison, Entry, untrained_argmax
+from forcegauge.compare import CALM, SICK, Comparison, Entry, untrained_argmax
 from forcegauge.reporting.plots import written
 from forcegauge.reporting.safe import plain
 from forcegauge.reporting.story import Phase, Value
 
-SICK = ("collapsed", "diverging", "squeezing")
-CALM = ("warming", "learning")
 STYLES = {"squeezing": "bold yellow", "diverging": "bold red", "collapsed": "bold magenta"}
 
 
@@ -133,6 +131,9 @@ def said(comparison: Comparison) -> Iterator[str]:
     first = "; ".join(f"{verdict}: {', '.join(map(_since, found))}" for verdict, found in groups)
     yield f"{first[:1].upper()}{first[1:]}."
     for entry in comparison.entries:
+        names = ", ".join(alarm.name for alarm in entry.alarms_on)
+        if entry.calm and names:
+            yield f"{entry.name} is {entry.verdict}, but an alarm is on: {names}."
         past = entry.squeezed_before
         if past is not None:
             until = "" if past.off is None else f" to {past.off - entry.start}"

@@ -100,6 +100,13 @@ def test_a_run_that_squeezed_and_healed_is_told(runs: Mapping[str, Path]) -> Non
     assert "sppo-squeeze was squeezing from step 10 to 18." in list(said(found))
 
 
+def test_an_alarm_beside_a_calm_verdict_is_told(runs: Mapping[str, Path]) -> None:
+    found = compare([runs["sft-0"], runs["dpo-squeeze-0"]])
+    told = "sft-0 is learning, but an alarm is on: hallucination_pressure."
+    assert told in list(said(found))
+    assert not any("dpo-squeeze-0 is" in sentence for sentence in said(found))
+
+
 def test_outcomes_are_the_signals_of_the_last_probe(
     sweep: Comparison, runs: Mapping[str, Path]
 ) -> None:

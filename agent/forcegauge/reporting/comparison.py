@@ -8,11 +8,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from forcegauge.compare import Comparison, Entry
+from forcegauge.compare import SICK, Comparison, Entry
 from forcegauge.compare_table import (
     COLUMNS,
     MEASURES,
-    SICK,
     Measure,
     by_verdict,
     cells,
