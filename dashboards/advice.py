@@ -16,7 +16,7 @@ ADVICE = "\n\n".join(
             for name, row in _TOLD.items()
         ),
         "**collapsed**: the model repeats itself, ends no answer, or has lost its entropy. "
-        "*Stop the run; go back to a checkpoint at or before the last healthy step.* "
+        "*Stop the run; go back to a checkpoint some probes before the last healthy step.* "
         + RUNBOOK.format("ForceGaugeCollapsed"),
         "**warming**: wait. There are fewer than "
         f"{WARMING_PROBES} probes since the start of the phase.",

@@ -37,7 +37,7 @@ from forcegauge_monitor.alerts import SEVERITIES
 
 UID = "forcegauge-fleet"
 
-ALL_VERDICTS = f"({verdict(PLACE)} or on (run) {told_verdict()})"
+ALL_VERDICTS = f"({verdict(PLACE)} or on (run) {told_verdict(PLACE)})"
 
 INFORM = "|".join(row.name for row in ALARMS if SEVERITIES.get(row.name) == "info")
 

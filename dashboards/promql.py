@@ -103,9 +103,9 @@ def most(name: str, scope: str, which: str = "topk", **labels: str) -> str:
     return f"max by (run) ({selector}) and on (run) {ends}"
 
 
-def told_verdict() -> str:
+def told_verdict(scope: str) -> str:
     """The last verdict that the monitor was told, as a number; it outlives the run's process."""
-    each = {v: series("monitor_run_state", PLACE, state=v) for v in VERDICTS}
+    each = {v: series("monitor_run_state", scope, state=v) for v in VERDICTS}
     return f"max by (run) ({coded(each)})"
 
 

@@ -21,18 +21,22 @@ from dashboards.looks import (
 )
 from dashboards.panels import Frame, Panel, Scale, about, lines, number, verdicts, words
 from dashboards.promql import (
+    OF_RUN,
     ONE_RUN,
     WINDOW,
     last,
     last_healthy_step,
     series,
     sick_since_step,
+    told_verdict,
     verdict,
     verdict_now,
     verdict_since,
 )
 
 UID = "forcegauge-run"
+
+VERDICT = f"{verdict(ONE_RUN)} or on (run) {told_verdict(OF_RUN)}"
 
 
 def run() -> sdk.Dashboard:
@@ -59,14 +63,16 @@ def _answer() -> list[Panel]:
             Frame(
                 "Verdict",
                 about(
-                    "How the run is, in one word. Squeezing and worse: act, see What to do.",
+                    "How the run is, in one word. Squeezing and worse: act, see What to do. From "
+                    "the monitor where Prometheus did not see the run's process in this time.",
                     "run_state",
+                    "monitor_run_state",
                 ),
                 5,
                 4,
             ),
             Scale("none", 0, empty="no data"),
-            {"verdict": verdict(ONE_RUN)},
+            {"verdict": VERDICT},
             mappings=[verdict_map()],
             filled=True,
         ),
@@ -108,7 +114,10 @@ def _sick_frame() -> Frame:
 
 
 def _healthy_frame() -> Frame:
-    text = "The last probe that was warming or learning. Go back to a checkpoint at or before it."
+    text = (
+        "The last probe that was warming or learning. The next verdict took several probes "
+        "running, so go back to a checkpoint some probes before it."
+    )
     return Frame("Last healthy step", about(text, "probe_step", "run_state"), 4, 4)
 
 

@@ -22,6 +22,7 @@ from dashboards.promql import (
     verdict_since,
     was_sick,
 )
+from dashboards.run import VERDICT
 from dashboards.snapshots import MEASURED
 from forcegauge.alarms import VERDICTS
 from tests.servers import require
@@ -144,6 +145,13 @@ def test_the_fleet_has_a_forgotten_process_from_the_monitor_alone(tmp_path: Path
     assert not answer(tmp_path, ALL_VERDICTS, {**lived("l" * 31), **told}, expected)
     gone = {name: values for name, values in told.items() if "gone" in name}
     assert not answer(tmp_path, told_since(), gone, {'{run="gone"}': 600})
+
+
+def test_a_run_without_its_process_has_the_verdict_that_the_monitor_was_told(
+    tmp_path: Path,
+) -> None:
+    told = {'forcegauge_monitor_run_state{run="r",state="diverging",namespace="ops"}': "1x30"}
+    assert not answer(tmp_path, VERDICT, told, {RUN: 3})
 
 
 def test_a_verdict_began_when_another_was_there_last(tmp_path: Path) -> None:
