@@ -16,6 +16,9 @@ HEARD = "2m"
 MEMORY = "1d"
 """For so long the monitor's word fires an alert, and the agent's word keeps it from firing two."""
 
+LATELY = "1h"
+"""An alert about a run goes so long after the run's end, should its process live on."""
+
 VERDICTS = ("squeezing", "diverging", "collapsed")
 """Verdicts with an alert that the monitor's record may fire too."""
 
@@ -41,6 +44,8 @@ SUMMARIES = {
     "eos_loss": "The model's answers stop ending.",
 }
 
+UNTIL = "It ends an hour after the run at the latest."
+HEARD_TOO = " Or the monitor heard of it and Prometheus did not, within a day."
 UNHEARD = (
     "The monitor heard of it in a heartbeat; Prometheus has no numbers, for it did not scrape the "
     "agent at the time. They are in the run's record."
@@ -52,7 +57,7 @@ def _of_alarm(row: Alarm) -> Alert:
         held(f'forcegauge_{name}{{alarm="{row.name}"}}')
         for name in ("alarm_streak", "alarm_streak_needed")
     )
-    expr = by(OF_A_RUN, f"{streak}\n>= {needed}")
+    expr = _of_a_run(f"{streak}\n>= {needed}")
     verdict = row.name in VERDICTS
     return Alert(
         alert_name(row),
@@ -67,6 +72,12 @@ def _of_alarm(row: Alarm) -> Alert:
         keep="1h" if verdict else "15m",
         alarm=row.name,
     )
+
+
+def _of_a_run(vector: str) -> str:
+    """Runs for which this holds, while they are active or were lately."""
+    active = by(OF_A_RUN, f"max_over_time(forcegauge_run_active[{LATELY}])")
+    return f"{by(OF_A_RUN, vector)}\nand\n{active} == 1"
 
 
 def _figures(row: Alarm) -> dict[str, Figure]:
@@ -95,8 +106,8 @@ def _when(row: Alarm) -> str:
     said = " and ".join(_condition(each) for each in row.conditions)
     others = "".join(f", or {_condition(each)}" for each in row.or_else)
     push = ", where the loss pushes some answer down" if row.needs_push else ""
-    heard = " Or the monitor heard of it and Prometheus did not." if row.name in VERDICTS else ""
-    return f"{row.streak} probes running: {said}{others}{push}.{heard}"
+    heard = HEARD_TOO if row.name in VERDICTS else ""
+    return f"{row.streak} probes running: {said}{others}{push}. {UNTIL}{heard}"
 
 
 def _condition(each: Condition) -> str:
@@ -145,9 +156,8 @@ def _collapsed() -> Alert:
         "critical",
         "The run has collapsed.",
         "The verdict is `collapsed`: `repeater`, `entropy_collapse` or `eos_loss` is on together "
-        "with squeezing or diverging, or alone for twice its streak. Or the monitor heard of it "
-        "and Prometheus did not.",
-        f"{by(OF_A_RUN, f'{state} == 1')}\nor\n{_heard('collapsed')}",
+        f"with squeezing or diverging, or alone for twice its streak. {UNTIL}{HEARD_TOO}",
+        f"{_of_a_run(f'{state} == 1')}\nor\n{_heard('collapsed')}",
         "{run} has collapsed, seen at step {step}. Probes running with repeated outputs: "
         "{repeater}, with lost entropy: {entropy_collapse}, without an end of answers: "
         f"{{eos_loss}}. {advice}",

@@ -54,6 +54,7 @@ class _Of:
         return {
             named("alarm_streak", labels, alarm=self.alarm): streak,
             named("alarm_streak_needed", labels, alarm=self.alarm): _like(streak, self.needed),
+            named("run_active", labels): _like(streak, 1),
         }
 
     def on(self, count: int) -> str:
@@ -90,7 +91,16 @@ def _like(streak: str, needed: int) -> str:
     return " ".join(shown)
 
 
+def _after_the_end(series: dict[str, str], keep: int) -> Case:
+    """Of series for four hours."""
+    ended = series | {named("run_active", AGENT): values((1, 10), (0, 230))}
+    # the last minute in which the run was active is the ninth
+    fires = {minutes(9 + HOUR + keep): (RUN,), minutes(10 + HOUR + keep): ()}
+    return Case("of a run that ended long ago nothing fires", ended, fires)
+
+
 def _while_it_lasts(state: _Of, keep: int) -> Iterator[Case]:
+    yield _after_the_end(state.series(state.on(4 * HOUR)), keep)
     quiet = values((state.needed, 10), (0, keep + 20))
     fires = {"9m": (RUN,), minutes(9 + keep): (RUN,), minutes(10 + keep): ()}
     yield Case("it resolves, but not at once", state.series(quiet), fires)
@@ -128,7 +138,10 @@ def _told(state: str, text: str, **labels: str) -> dict[str, str]:
 
 
 def _seen(state: str, text: str, labels: Labels = AGENT) -> dict[str, str]:
-    return {named("run_state", labels, state=state): text}
+    return {
+        named("run_state", labels, state=state): text,
+        named("run_active", labels): _like(text, 1),
+    }
 
 
 def _only_the_monitor(state: str) -> Iterator[Case]:
@@ -198,7 +211,8 @@ def collapsed_cases() -> list[Case]:
     gap = Case("a gap changes nothing", series, {"12m": (RUN,), "90m": (RUN,)})
     series = _seen(name, values((1, 11), GONE)) | _seen(name, values(missing(12), (1, 90)), AGAIN)
     again = Case("after a restart it is the same alert", series, {"13m": (RUN,), "90m": (RUN,)})
-    return [gone, two, other, gap, again, *heard_cases(name)]
+    late = _after_the_end(_seen(name, values((1, 4 * HOUR))), HOUR)
+    return [gone, two, other, gap, again, late, *heard_cases(name)]
 
 
 CASES = {alert_name(row): alarm_cases(row) for row in ALARMS}

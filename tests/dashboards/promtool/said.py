@@ -34,9 +34,13 @@ def _alarms() -> dict[str, Said]:
             for name, value in figures.items()
         }
         text = f"r at step 120: {NUMBERS[row.name]}, for 7 probes running (3 are needed). "
-        case = _at("10m", series | {named("probe_step", AGENT): "120x20"})
+        case = _at("10m", series | _active("20") | {named("probe_step", AGENT): "120x20"})
         said[alert_name(row)] = case, RUN, f"{text}{row.meaning} {row.advice}"
     return said
+
+
+def _active(count: str) -> dict[str, str]:
+    return {named("run_active", AGENT): f"1x{count}"}
 
 
 def _at(time: str, series: dict[str, str]) -> Case:
@@ -46,7 +50,7 @@ def _at(time: str, series: dict[str, str]) -> Case:
 def _collapsed() -> Said:
     streaks = {"repeater": 4, "entropy_collapse": 6, "eos_loss": 0}
     series = {named("alarm_streak", AGENT, alarm=name): f"{n}x9" for name, n in streaks.items()}
-    series |= {named("run_state", AGENT, state="collapsed"): "1x9"}
+    series |= {named("run_state", AGENT, state="collapsed"): "1x9"} | _active("9")
     series |= {named("probe_step", AGENT): "120x9"}
     text = (
         "r has collapsed, seen at step 120. Probes running with repeated outputs: 4, with lost "
