@@ -62,18 +62,6 @@ def page_of(it: Filled, theme: str, width: int) -> dict[str, Any]:
         {**panel, "options": panel.get("options", {}), "fieldConfig": panel.get("fieldConfig", {})}
         for panel in laid_out(dashboard)
     ]
-    answers: dict[int, list[dict[str, Any]]] = {}
-    for query in queries(dashboard, view):
-        target = query.target
-        answers.setdefault(query.panel_id, []).append(
-            {
-                "refId": query.ref,
-                "legendFormat": interpolated(target.get("legendFormat") or "", view),
-                "table": target.get("format") == "table",
-                "step": query.step,
-                "series": it.answers[query.key],
-            }
-        )
     return {
         "title": dashboard["title"],
         "theme": theme,
@@ -88,8 +76,24 @@ def page_of(it: Filled, theme: str, width: int) -> dict[str, Any]:
         "links": [link["title"] for link in dashboard.get("links", ())],
         "caption": CAPTION,
         "panels": panels,
-        "answers": answers,
+        "answers": _answers(it),
     }
+
+
+def _answers(it: Filled) -> dict[int, list[dict[str, Any]]]:
+    """By panel, in the order of its queries."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for query in queries(it.dashboard, it.view):
+        found.setdefault(query.panel_id, []).append(
+            {
+                "refId": query.ref,
+                "legendFormat": interpolated(query.target.get("legendFormat") or "", it.view),
+                "table": query.target.get("format") == "table",
+                "step": query.step,
+                "series": it.answers[query.key],
+            }
+        )
+    return found
 
 
 def everything(url: str, names: Sequence[str], quick: bool) -> Iterator[tuple[Path, Any, Filled]]:
