@@ -42,7 +42,7 @@ def alarms_on() -> Panel:
         Column("held, probes", streak, count, 130),
         Column("needed", needed, count, 85),
         Column("value", value, plain, 85),
-        Column("threshold", threshold, plain),
+        Column("threshold", threshold, plain, 100),
     ]
     looks = {
         "alarm": [

@@ -160,15 +160,15 @@ def verdicts(
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its query, its title, how it is written, and what else it is.
+    """A column of a table: its title, query, how it is written, width in pixels, and the rest.
 
-    Without a ``width`` in pixels it takes what is left.
+    Every column has a width: one without takes 150 pixels at least, and pushes others out.
     """
 
     title: str
     expr: str
     scale: Scale
-    width: int = 0
+    width: int
     looks: tuple[Property, ...] = ()
 
 
@@ -280,9 +280,7 @@ def _overridden(panel: V, overrides: Overrides | None) -> V:
 
 def _column_scale(column: Column) -> list[Property]:
     scale = column.scale
-    found = [Property("unit", scale.unit)]
-    if column.width:
-        found.append(Property("custom.width", column.width))
+    found = [Property("unit", scale.unit), Property("custom.width", column.width)]
     if scale.decimals is not None:
         found.append(Property("decimals", scale.decimals))
     if scale.steps:
