@@ -54,7 +54,7 @@ def test_80_by_24_has_verdict_evidence_advice_courses_alarms_and_cost(
     rows = text(views["dpo"])
     assert "▼ SQUEEZING since step 26" in rows
     assert "squeeze beyond sharpening +2.30 nats" in rows
-    assert "→ Stop before the chosen answers fall too." in rows
+    assert "→ For the next run: Stop before the chosen answers fall too." in rows
     assert "The last healthy checkpoint is out/sft/checkpoint-20, of step 20." in rows
     assert "rejected           -6.96" in rows
     assert "untrained answers  -1.96" in rows
@@ -83,6 +83,20 @@ def test_a_high_one_has_every_alarm_with_its_size(views: dict[str, View]) -> Non
 
 def test_a_calm_verdict_does_not_hide_an_alarm(views: dict[str, View]) -> None:
     assert "LEARNING since step 3, but an alarm is on" in text(views["sft"])
+
+
+def test_while_it_runs_the_advice_is_for_now(views: dict[str, View]) -> None:
+    assert "→ Stop before the chosen answers fall too." in text(replace(views["dpo"], ended=None))
+
+
+def test_small_forces_keep_their_size_and_the_columns(views: dict[str, View]) -> None:
+    forces = {
+        name: Series([20, 44], [0.2, 0.00054]) for name in ("force_up_norm", "force_down_norm")
+    }
+    view = replace(views["dpo"], signals={**views["dpo"].signals, **forces})
+    (row,) = [row for row in drawn(view) if row.startswith("force up")]
+    assert row.startswith("force up           5e-04 ▇")
+    assert row.index("force down") == 41
 
 
 def test_a_running_one_says_when_the_next_probe_comes(views: dict[str, View]) -> None:

@@ -15,7 +15,8 @@ from forcegauge.reporting.safe import plain
 from forcegauge.reporting.story import Value
 from forcegauge.watching.view import Series, View
 
-RAMP = "▁▂▃▄▅▆▇█"
+RAMP = "▁▂▃▄▅▆▇"
+"""Not up to the full block: courses one above the other would run into each other."""
 LEAST_NATS = 0.5
 """A course that moves less than this is drawn as if it moved this much: noise looks flat."""
 
@@ -37,6 +38,9 @@ FIGURES = (
     ("force_up_norm", "force up"),
     ("force_down_norm", "force down"),
 )
+FORCES = ("force up", "force down")
+SMALL = 0.01
+"""A force below it is written with its power of ten."""
 """Signal and its name, in pairs that stand side by side."""
 
 NAME, VALUE = 18, 6
@@ -102,9 +106,10 @@ def _ago(seconds: float) -> str:
 
 
 def _verdict(view: View, width: int) -> Iterator[Text]:
+    late = "For the next run: " if view.ended is not None and view.verdict not in CALM else ""
     for mark, text, style in (
         ("  ", view.evidence.removeprefix(f"Since step {view.since}: "), ""),
-        ("→ ", view.advice, "bold"),
+        ("→ ", view.advice and f"{late}{view.advice}", "bold"),
         ("→ ", view.checkpoint, ""),
     ):
         if text:
@@ -150,19 +155,21 @@ def _pairs(left: Sequence[Cell], right: Sequence[Cell], width: int) -> Iterator[
 
 
 def _cell(name: str, series: Series, room: int) -> Text:
-    sign = "" if name.startswith("force") else "+"
-    last = series.last
-    value = "" if last is None else f"{last:{sign}.2f}"
-    drawn = spark(series, max(1, room - NAME - VALUE - 2))
+    force, last = name in FORCES, series.last
+    value = "" if last is None else f"{last:+.2f}"
+    if force and last is not None:
+        value = f"{last:.0e}" if 0 < last < SMALL else f"{last:.2f}"
+    least = 0.0 if force else LEAST_NATS
+    drawn = spark(series, max(1, room - NAME - VALUE - 2), least)
     return Text.assemble(f"{set_cell_size(name, NAME)}{value:>{VALUE}} ", (drawn, "cyan"), " ")
 
 
-def spark(series: Series, width: int) -> str:
-    """The course over the steps; the scale has 0 on it and spans `LEAST_NATS` at least."""
+def spark(series: Series, width: int, least: float = LEAST_NATS) -> str:
+    """The course over the steps; the scale has 0 on it and spans ``least`` at least."""
     known = [pair for pair in zip(series.steps, series.values, strict=True) if pair[1] is not None]
     if not known:
         return " " * width
-    low, high = _scale([value for _, value in known if value is not None])
+    low, high = _scale([value for _, value in known if value is not None], least)
     first, last = series.steps[0], series.steps[-1]
     columns, place = [], 0
     value: Value = None
@@ -174,15 +181,15 @@ def spark(series: Series, width: int) -> str:
     return "".join(columns)
 
 
-def _scale(values: Sequence[float]) -> tuple[float, float]:
+def _scale(values: Sequence[float], least: float) -> tuple[float, float]:
     low, high = min(0.0, *values), max(0.0, *values)
-    short = max(0.0, LEAST_NATS - (high - low)) / len(RAMP)
-    # not half each: 0 would lie between two of the ramp's steps, and noise would show as jumps
-    return low - 3.5 * short, high + 4.5 * short
+    short = max(0.0, least - (high - low)) / 2
+    return low - short, high + short
 
 
 def _level(value: float, low: float, high: float) -> str:
-    return RAMP[min(len(RAMP) - 1, int((value - low) / (high - low) * len(RAMP)))]
+    share = (value - low) / (high - low) if high > low else 0.0
+    return RAMP[min(len(RAMP) - 1, int(share * len(RAMP)))]
 
 
 def _alarm_words(view: View, width: int) -> Iterator[Text]:
