@@ -38,7 +38,7 @@ def recorded_run(name: str, folder: Path) -> Path:
     loss = "sft" if run.config["loss"] == "both" else str(run.config["loss"])
     settings = {"loss": loss, "beta": run.config["beta"], "learning_rate": run.config["rate"]}
     settings |= {"start": run.config["start"], "pairs": run.config["pairs"]}
-    phase = "sft" if loss == "sft" else "dpo"
+    phase = loss if loss in ("sft", "grpo") else "dpo"
     facts = {"settings": settings, "versions": {}, "resumed_from": None}
     record = open_record(folder, name, clock=lambda: 1790000000.0)
     record.append(

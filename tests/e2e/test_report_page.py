@@ -14,7 +14,7 @@ import pytest
 
 from forcegauge.report import write_report
 from tests.agent.test_report import HOSTILE
-from tests.benchmarks.report import large_run
+from tests.benchmarks.report import large_run, recorded_run
 from tests.synthetic_run import two_phase_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -125,6 +125,15 @@ def test_labels_at_the_lines_do_not_overlap(browser: Any, report: Path) -> None:
     assert len(ends) > 5
     for (_, bottom), (top, _) in pairwise(ends):
         assert bottom <= top + 2
+    page.context.close()
+
+
+def test_small_changes_do_not_look_large(browser: Any, tmp_path: Path) -> None:
+    page_file = write_report(recorded_run("grpo-both", tmp_path))
+    page = visit(browser, page_file, viewport=DESKTOP).page
+    low, high = page.evaluate("document.getElementById('plot-logprob_change').layout.yaxis.range")
+    assert low <= -1
+    assert high >= 0.5
     page.context.close()
 
 

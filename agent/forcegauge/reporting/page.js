@@ -6,6 +6,7 @@
   const phone = matchMedia("(max-width: 760px)");
   const PAPER = { wide: 640, half: 290 };
   const LABEL_HEIGHT = 15;
+  const LEAST_CHANGE = [-1, 0.5];
 
   const css = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
   const roleColor = (role) => css("c-" + role) || css("c-plain");
@@ -69,7 +70,10 @@
     const high = Math.max(0, ...highs, figure.limit === null ? 0 : figure.limit * 1.12);
     const low = floor(figure, traces, high);
     const pad = (high - low || 1) * 0.06;
-    return figure.percent ? [0, Math.min(1.02, high + pad)] : [low - pad, high + pad];
+    if (figure.percent) return [0, Math.min(1.02, high + pad)];
+    // small changes must not fill the picture: they would look like large ones
+    const least = figure.clip && !figure.whole ? LEAST_CHANGE : [0, 0];
+    return [Math.min(low - pad, least[0]), Math.max(high + pad, least[1])];
   }
 
   function lineEnds(figure, range) {
