@@ -210,6 +210,13 @@ def test_of_scores_only_what_is_shown_is_kept() -> None:
     assert lines.lines()[0]["scores"] == {"chosen": {"logprob_mean": {"mean": -1.0}}}
 
 
+def test_lines_that_are_written_otherwise_are_the_same_lines(tmp_path: Path) -> None:
+    rows = [json.loads(row) for row in (opened(), probe(1), probe(2))]
+    spaced = [json.dumps(dict(reversed(row.items()))).encode() + b"\n" for row in rows]
+    view = last(Follower(write(tmp_path, spaced)))
+    assert (steps(view), view.count) == ([1, 2], 2)
+
+
 def test_checkpoints_and_alarms_are_bounded_too() -> None:
     course = Course().take(opened())
     head = {"schema": 1, "kind": "checkpoint", "run": "r", "phase": "dpo", "time": 1.0}

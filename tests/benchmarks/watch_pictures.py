@@ -8,90 +8,74 @@ Needs Chromium. The README's picture is the squeezing DPO at 80 x 24.
 from __future__ import annotations
 
 import io
-import itertools
+import json
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import click
 from playwright.sync_api import ViewportSize, sync_playwright
 from rich.console import Console
 
-from forcegauge.detectors import Detector
-from forcegauge.phase import pushes_down
-from forcegauge.record import Record, open_record
+from forcegauge.record import Line, read_record
 from forcegauge.watching.following import Follower
 from forcegauge.watching.screen import screen
 from forcegauge.watching.view import record_view
-from tests.benchmarks.calibration import RECORDS, Run, load
-from tests.synthetic_run import write_judgement
+from tests.benchmarks.report import recorded_run
 
 SIZES = ((80, 24), (140, 40))
 STEP_SECONDS, PROBE_SECONDS = 9.0, 2.1
 SPACING = 4
+"""Steps between probes; a checkpoint is saved at every second one."""
 
-SCENES: dict[str, tuple[Sequence[str], int | None]] = {
-    "sft": (("sft-0",), 14),
-    "squeezing": (("sft-0", "dpo-squeeze-slow"), 24),
-    "after": (("sft-0", "dpo-squeeze-slow"), None),
-    "healthy": (("sft-both", "dpo-both-0"), None),
-    "diverging": (("sft-diverge",), 8),
+SCENES: dict[str, tuple[str, int | None]] = {
+    "sft": ("sft-0", 14),
+    "squeezing": ("dpo-squeeze-slow", 24),
+    "after": ("dpo-squeeze-slow", None),
+    "healthy": ("grpo-both", 20),
+    "too-fast": ("sft-diverge", 8),
 }
-"""The finetunes that follow one another, and the step up to which the last one has come; None is
-its end."""
+"""The recorded finetune, and the step up to which it has come; None is its end."""
 
 
-def write_run(folder: Path, phases: Sequence[str], until: int | None) -> None:
-    """The record of a run whose phases are recorded finetunes, as the agent would have kept it."""
-    now = itertools.count(time.time() - 3600)
-    clock = [next(now)]
-    record = open_record(folder, "my-run", clock=lambda: clock[0])
-    offset = 0
-    for name in phases:
-        run = load(RECORDS / f"{name}.jsonl")
-        last = until if until is not None and name == phases[-1] else run.length
-        _write_phase(record, run, offset, last, clock)
-        offset += last
-    if until is None:
-        record.append("end", {"reason": "finished"}, phase=_phase(run), step=offset)
-    record.close()
+def write_run(folder: Path, name: str, until: int | None) -> None:
+    """A recorded finetune as the agent would have kept it so far, with checkpoints."""
+    lines = read_record(recorded_run(name, folder))
+    start = time.time() - 3600
+    shown = [line for line in lines if until is None or _is_known(line, until)]
+    rows = [{**line, "run": "my-run", "time": _time(line, start)} for line in shown]
+    (folder / "record.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _saved(rows)))
 
 
-def _phase(run: Run) -> str:
-    return str(run.config["loss"])
+def _is_known(line: Line, until: int) -> bool:
+    return bool(line["kind"] != "end" and line["step"] <= until)
 
 
-def _write_phase(record: Record, run: Run, offset: int, last: int, clock: list[float]) -> None:
-    phase, start = _phase(run), clock[0]
-    settings = {"every": SPACING, "budget": None, "loss": phase}
-    facts = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "settings": settings}
-    record.append("run", {**facts, "resumed_from": None}, phase=phase, step=offset)
-    detector = Detector(offset, pushes_down(phase))
-    said = ""
-    for number, probe in enumerate(row for row in run.probes if row["step"] <= last):
-        step = offset + probe["step"]
-        clock[0] = start + STEP_SECONDS * probe["step"] + PROBE_SECONDS * (number + 1)
-        signals, noise = probe["signals"], probe["noise"]
-        judged = detector.update(step, signals, noise) if number else detector.idle()
-        line = {
-            "scores": {t: {"logprob_mean": {"mean": v[0]}} for t, v in probe["levels"].items()},
-            "signals": signals,
-            "noise": noise,
-            "verdict": judged.verdict,
-            "duration_seconds": PROBE_SECONDS,
-        }
-        forces = {k: v for k, v in signals.items() if k.startswith(("force_", "valley_"))}
-        if forces:
-            record.append("forces", forces, phase=phase, step=step)
-        record.append("probe", line, phase=phase, step=step)
-        write_judgement(record, phase, step, judged, said)
-        said = judged.verdict
-        if probe["step"] and probe["step"] % (2 * SPACING) == 0:
-            saved = {"path": f"out/{phase}/checkpoint-{probe['step']}", "healthy": judged.healthy}
-            record.append("checkpoint", saved, phase=phase, step=step)
+def _time(line: Line, start: float) -> float:
+    return float(start + (STEP_SECONDS + PROBE_SECONDS / SPACING) * line["step"])
+
+
+def _saved(rows: Sequence[Line]) -> Iterator[Line]:
+    """The lines with settings, costs, and a checkpoint at every second probe."""
+    on: set[str] = set()
+    for row, following in zip_longest(rows, rows[1:]):
+        if row["kind"] == "run":
+            row["settings"] |= {"every": SPACING, "budget": None}
+            row["model"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+        if row["kind"] == "probe":
+            row["duration_seconds"] = PROBE_SECONDS
+        if row["kind"] == "alarm":
+            (on.add if row["on"] else on.discard)(row["alarm"])
+        yield row
+        due = row["step"] and row["step"] % (2 * SPACING) == 0
+        if due and row["kind"] != "end" and (following is None or following["step"] > row["step"]):
+            path = f"out/checkpoint-{row['step']}"
+            place = {key: row[key] for key in ("schema", "run", "phase", "step", "time")}
+            yield {**place, "kind": "checkpoint", "path": path, "healthy": not on}
 
 
 def draw(folder: Path, size: tuple[int, int]) -> str:
@@ -111,9 +95,9 @@ def pictures(output: Path) -> Iterator[Path]:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
-        for name, (phases, until) in SCENES.items():
+        for name, (recorded, until) in SCENES.items():
             with tempfile.TemporaryDirectory() as folder:
-                write_run(Path(folder), phases, until)
+                write_run(Path(folder), recorded, until)
                 for size in SIZES:
                     path = output / f"watch-{name}-{size[0]}.svg"
                     path.write_text(draw(Path(folder), size))

@@ -103,13 +103,18 @@ class Course:
         Raises `InputError` for a record of a newer forcegauge.
         """
         self.end = None
-        for mark, lines in ((b'"kind":"probe"', self.probes), (b'"kind":"forces"', self.forces)):
-            if mark in raw[:HEAD]:
+        many = {"probe": self.probes, "forces": self.forces}
+        for kind, lines in many.items():
+            if b'"kind":"%s"' % kind.encode() in raw[:HEAD]:
                 lines.add(raw)
                 return self
         line = parsed(raw)
         if line is None:
             self._unreadable += bool(raw.strip())
+            return self
+        if line["kind"] in many:
+            # written by somebody else than the agent: with spaces, or in another order
+            many[line["kind"]].add(raw)
             return self
         return self._take(line)
 
