@@ -1,7 +1,7 @@
 """Writes what the pages for newcomers show: their pictures and the list of metrics.
 
-python -m tests.benchmarks.reading [--no-pictures]. The pictures are the top of the report of
-recorded finetunes.
+python -m tests.benchmarks.reading [--no-pictures] [--demo RUN_DIR]. The pictures are the top of the
+report of recorded finetunes; these keep no tokens, so that picture is of a run of `make demo`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ PICTURES = {
 """Picture -> the recorded finetune that it is of."""
 SWEEP = ("dpo-gentle-0", "dpo-squeeze-slow", "dpo-squeeze-0")
 WIDTH = 1000
+SHOWN = ("chosen", "rejected", "chosen_rephrase", "rejected_rephrase")
+"""Answers in the picture of tokens: the first of a probe."""
 
 HEAD = """# Metrics
 
@@ -81,11 +83,14 @@ def _picture(browser: Any, page_file: Path, path: Path, last: str) -> None:
 
 @click.command()
 @click.option("--pictures/--no-pictures", default=True, help="Whether to draw, too.")
-def main(pictures: bool) -> None:
+@click.option("--demo", type=click.Path(path_type=Path), help="A run of the demo, for tokens.")
+def main(pictures: bool, demo: Path | None) -> None:
     """Write metrics.md and the pictures."""
     (PAGES / "metrics.md").write_text(metrics_page(), encoding="utf-8")
     if pictures:
         draw()
+    if demo is not None:
+        draw_tokens(demo)
 
 
 def draw() -> None:
@@ -99,6 +104,23 @@ def draw() -> None:
         runs = [recorded_run(run, folder / "sweep" / run) for run in SWEEP]
         page = write_comparison(compare(runs), folder / "compare.html")
         _picture(browser, page, PAGES / "pictures" / "compare.png", "figure.wide")
+        browser.close()
+
+
+def draw_tokens(run_dir: Path) -> None:
+    """Write the picture of the probe that moved most, down to its answers to other prompts."""
+    with TemporaryDirectory() as name, sync_playwright() as playwright:
+        report = write_report(run_dir, Path(name) / "report.html")
+        browser = playwright.chromium.launch(executable_path=which("chromium"))
+        page = browser.new_page(viewport={"width": WIDTH, "height": 900})
+        page.goto(report.as_uri())
+        page.wait_for_selector("html[data-ready=plots]", timeout=60_000)
+        card = page.locator("details.moved").first
+        card.locator("summary").first.click()
+        card.locator(".t").first.wait_for()
+        for kind in range(len(SHOWN), card.locator(".answer").count()):
+            card.locator(".answer").nth(kind).evaluate("answer => { answer.hidden = true; }")
+        card.screenshot(path=PAGES / "pictures" / "tokens.png")
         browser.close()
 
 

@@ -208,6 +208,7 @@
   function row(cells, tag) {
     const element = made("tr", "");
     for (const cell of cells) element.append(made(tag, "", cell));
+    for (const head of element.querySelectorAll("th")) head.scope = "col";
     return element;
   }
 
@@ -233,6 +234,8 @@
       if (!box.open || box.querySelector("table")) return;
       const scroll = made("div", "scroll");
       scroll.tabIndex = 0;
+      scroll.setAttribute("role", "region");
+      scroll.setAttribute("aria-label", "Numbers of each token");
       scroll.append(numbersOf(answer));
       box.append(scroll);
     });
