@@ -3,7 +3,7 @@
     python -m tests.benchmarks.watch --ticks 1000 10000 100000
 
 For each number of probe ticks: a record of that many in a temporary folder, then a process of its
-own that shows it on a terminal of 80 x 24. Told are seconds from the process's start to its first
+own that shows it on a terminal of 80 x 24. Told are seconds from its first import to its first
 screen and to the whole record being read, on the clock and on the CPU (the same on an idle
 machine), and the most memory it held.
 """
