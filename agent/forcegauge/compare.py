@@ -19,7 +19,8 @@ from forcegauge.reporting.story import Alarm, Phase, Story, Value, field, number
 
 MOST_RUNS = 16
 BY = ("step", "tokens")
-SWEPT = ("learning rate", "learning_rate", "beta")
+RATE = "learning_rate"
+SWEPT = (RATE, "beta")
 """Settings that a sweep is most likely about: runs are put in their order first."""
 NO_SETTINGS = ("offset", "steps")
 """Facts of a run that no sweep is about."""
@@ -199,8 +200,8 @@ def _phase_settings(story: Story, phase: Phase, line: Line) -> dict[str, str]:
     settings = line.get("settings")
     told = dict(flat(settings))
     rate = _learning_rate(story, phase.name)
-    if rate and "learning_rate" not in told:
-        told["learning rate"] = rate
+    if rate and RATE not in told:
+        told[RATE] = rate
     return {
         "model": str(line.get("model", "–")),
         **told,
@@ -213,7 +214,7 @@ def _learning_rate(story: Story, phase: str) -> str:
     lines = [line for each in story.forces if each.name == phase for line in each.probes]
     pairs = [(number(x.get("force_up_step_norm")), number(x.get("force_up_norm"))) for x in lines]
     rates = [step / norm for step, norm in pairs if step is not None and norm]
-    return f"{max(rates):.3g}" if rates else ""
+    return f"{max(rates):.2g}" if rates else ""
 
 
 def _differing(entries: Sequence[Entry]) -> tuple[str, ...]:
@@ -281,9 +282,17 @@ def _notes(entries: Sequence[Entry], phase: str, asked: str, along: str) -> Iter
             f"Each run is told as of its own last probe: they end between step {min(ends)} and "
             f"{max(ends)}."
         )
+    if any(map(_rate_read, entries)):
+        yield "A learning rate that no setting tells is the highest that the recorded forces show."
     models = {entry.settings.get("model") for entry in entries}
     if len(models) > 1:
         yield "The models differ: nats per token depend on the tokenizer."
+
+
+def _rate_read(entry: Entry) -> bool:
+    lines = [line for line in entry.story.runs if line["phase"] == entry.phase.name]
+    told = field(lines[-1], "settings") if lines else {}
+    return RATE in entry.settings and RATE not in dict(flat(told))
 
 
 def _measured_apart(entries: Sequence[Entry]) -> Iterator[str]:

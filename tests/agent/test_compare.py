@@ -205,8 +205,9 @@ def test_the_learning_rate_is_read_off_the_forces_where_no_setting_has_it(
         changed(runs["dpo-squeeze-0"], tmp_path / str(rate), hidden(rate)) for rate in (3e-5, 1e-5)
     ]
     found = compare(paths)
-    assert found.swept == ("learning rate",)
-    assert [each.settings["learning rate"] for each in found.entries] == ["1e-05", "3e-05"]
+    assert found.swept == ("learning_rate",)
+    assert [each.settings["learning_rate"] for each in found.entries] == ["1e-05", "3e-05"]
+    assert any("highest that the recorded forces show" in note for note in found.notes)
 
 
 def test_settings_of_the_phases_before_are_told_too(tmp_path: Path) -> None:
