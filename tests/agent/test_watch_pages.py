@@ -258,6 +258,7 @@ def test_without_its_agent_the_monitors_word_is_shown(tmp_path: Path) -> None:
         seen = looked(source)
         assert (seen.verdict, seen.since, seen.step) == ("squeezing", 26, 44)
         assert "out of reach" in seen.notes[0]
+        assert seen.advice.startswith("Stop before the chosen answers fall too.")
         call("POST", f"{api}/api/v1/runs/demo/end", {"record_id": "r", "reason": "stopped"})
         assert looked(source).ended == "stopped"
     assert "no monitor answers" in looked(source).notes[0]

@@ -1,6 +1,6 @@
 """How fast `forcegauge watch` opens long records, and what memory it takes.
 
-    python -m tests.benchmarks.watch --ticks 1000 10000 100000
+    python -m tests.benchmarks.watch
 
 For each number of probe ticks: a record of that many in a temporary folder, then a process of its
 own that shows it on a terminal of 80 x 24. Told are seconds from its first import to its first

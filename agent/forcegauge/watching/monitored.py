@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from forcegauge.alarms import ALARMS
 from forcegauge.client import RefusalError, api_url, call
 from forcegauge.detectors import ADVICE
 from forcegauge.errors import InputError, RunError
@@ -18,6 +19,8 @@ from forcegauge.watching.words import probe_line
 REFUSED = (400, 401, 403, 404, 422)
 """What the user can mend."""
 LISTED = 20
+
+_ADVICE = {**ADVICE, **{row.name: row.advice for row in ALARMS}}
 
 
 class Monitored:
@@ -54,13 +57,13 @@ class Monitored:
             notes.append("The monitor has not heard of the run for a while.")
         verdict, since = str(run.get("verdict") or ""), run.get("since_step")
         evidence = str(run.get("evidence") or base.evidence)
-        calm = base.verdict != verdict
+        advice = base.advice if base.verdict == verdict else _ADVICE.get(verdict, "")
         return replace(
             base,
             verdict=verdict,
             since=since if isinstance(since, int) else None,
             evidence=evidence,
-            advice=ADVICE.get(verdict, "") if calm else base.advice,
+            advice=advice,
             step=base.step if base.step is not None else run.get("step"),
             heard=base.heard or run.get("seen"),
             checkpoint=_checkpoint(self._page, verdict, since),
