@@ -205,6 +205,17 @@ def test_a_snapshot_in_the_runs_folder_is_found_without_a_line(tmp_path: Path) -
     assert "5.80" in page.text
 
 
+def test_snapshots_are_in_the_order_of_their_steps_and_the_latest_is_open(tmp_path: Path) -> None:
+    steps = {"a": 30, "b": 6}
+    lines = [
+        {"id": name, "path": name, "metrics": {**METRICS, "snapshot_step": step}}
+        for name, step in steps.items()
+    ]
+    page = Page(told(tmp_path, lines))
+    assert page.text.index("Snapshot b step 6") < page.text.index("Snapshot a step 30")
+    assert ["open" in attrs for tag, attrs in page.elements if tag == "details"] == [False, True]
+
+
 def test_no_link_leads_to_a_file_that_is_not_there(tmp_path: Path) -> None:
     page = Page(told(tmp_path, [{"id": "s1", "path": "javascript:alert(1)", "metrics": METRICS}]))
     assert page.count("a") == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from urllib.parse import quote
 from forcegauge.record import Line
 from forcegauge.reporting.plots import written
 from forcegauge.reporting.safe import inline, shown
-from forcegauge.reporting.story import Story, field, number
+from forcegauge.reporting.story import Story, Value, field, number
 
 SNAPSHOT_PAGE = "snapshot.html"
 PAIRS_PAGES = "*.ranked.html"
@@ -20,13 +21,14 @@ LARGEST_METRICS = 2_000_000
 """Bytes of a snapshot's numbers that are read."""
 TABLES = {
     "attribution_nats": "who pushes what, nats per unit of learning rate",
-    "entk_norm": "the kernel’s norm",
+    "entk_norm": "the kernel’s norm: how strongly, not which way",
 }
 
 
 def beside_section(folder: Path, page: Path, story: Story) -> str:
     """Snapshots with their main numbers and links from ``page``, and links to rankings."""
-    snapshots = "".join(_snapshot(line, where, page) for line, where in _snapshots(folder, story))
+    known = sorted((_facts(line, where) for line, where in _snapshots(folder, story)), key=_step)
+    snapshots = "".join(_snapshot(each, page, each is known[-1]) for each in known)
     rankings = "".join(
         f"<li>{_link(each, page, each.name)}</li>" for each in sorted(folder.glob(PAIRS_PAGES))
     )
@@ -35,7 +37,7 @@ def beside_section(folder: Path, page: Path, story: Story) -> str:
         return ""
     reading = (
         '<p class="reading">What the monitor computed from checkpoints: the rows are response '
-        "types, the columns what was trained on. Blue raises, orange lowers.</p>"
+        "types, the columns what was trained on. Who pushes what: blue raises, orange lowers.</p>"
         if snapshots
         else ""
     )
@@ -54,15 +56,39 @@ def _snapshots(folder: Path, story: Story) -> Iterator[tuple[Line, Path]]:
             yield {"id": each.parent.name}, each.parent
 
 
-def _snapshot(line: Line, where: Path, page: Path) -> str:
-    metrics = field(line, "metrics") or _metrics(where)
-    step = number(field(metrics, "snapshot_step")) or number(line.get("step"))
-    title = f"Snapshot {inline(line.get('id', where.name))}"
-    at = "" if step is None else f" <small>step {step:.0f}</small>"
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot's name, its folder or page, its step where known, and its numbers."""
+
+    name: str
+    where: Path
+    step: Value
+    metrics: Mapping[str, Any]
+
+
+def _facts(line: Line, where: Path) -> Snapshot:
+    held = field(line, "metrics")
+    metrics = held if isinstance(held, Mapping) else _metrics(where)
+    step = number(metrics.get("snapshot_step"))
+    named = str(line.get("id", where.name))
+    return Snapshot(named, where, number(line.get("step")) if step is None else step, metrics)
+
+
+def _step(snapshot: Snapshot) -> float:
+    return -1.0 if snapshot.step is None else snapshot.step
+
+
+def _snapshot(snapshot: Snapshot, page: Path, latest: bool) -> str:
+    """Its link and tables; only the latest is open."""
+    at = "" if snapshot.step is None else f" <small>step {snapshot.step:.0f}</small>"
+    where = snapshot.where
     target = where if where.is_file() else where / SNAPSHOT_PAGE
     link = f"<p>{_link(target, page, 'Open its page')}</p>" if target.is_file() else ""
-    tables = "".join(_table(field(metrics, key), words) for key, words in TABLES.items())
-    return f'<details class="probe" open><summary>{title}{at}</summary>{link}{tables}</details>'
+    tables = "".join(_table(snapshot.metrics.get(key), words) for key, words in TABLES.items())
+    return (
+        f'<details class="probe"{" open" if latest else ""}><summary>Snapshot '
+        f"{inline(snapshot.name)}{at}</summary>{link}{tables}</details>"
+    )
 
 
 def _metrics(where: Path) -> Mapping[str, Any]:
@@ -109,4 +135,8 @@ def _cell(value: object, largest: float) -> str:
     if known is None:
         return "<td>–</td>"
     way, share = "rose" if known > 0 else "fell", 100 * abs(known) / largest
-    return f'<td class="{way}" style="--heat:{share:.0f}">{written(known)}</td>'
+    return f'<td class="{way}" style="--heat:{share:.0f}">{_short(known)}</td>'
+
+
+def _short(value: float) -> str:
+    return written(value) if abs(value) < 1000 else f"{value:.2e}"
