@@ -169,7 +169,7 @@ def scraped_view(run: str, latest: Readings, history: History) -> View:
         next_step=2 * steps[-1] - steps[-2] if len(steps) > 1 else None,
         heard=latest.get(("probe_timestamp_seconds",)),
         spacing=_spacing(history),
-        ended="the metrics say so" if latest.get(("run_active",)) == 0 else None,
+        ended="as its agent says" if latest.get(("run_active",)) == 0 else None,
         lines=[(step, _line(step, readings)) for step, readings in history.rows],
     )
 
