@@ -166,7 +166,7 @@ def test_a_tokenizer_that_reads_something_else_is_not_used(run_dir: Path, tmp_pa
     model = json.dumps(str(tokenizer_folder(tmp_path / "model")))
     record.write_text(record.read_text().replace('"model":""', f'"model":{model}'))
     answer = tokens_of(write_report(folder).read_text())[0]["0"]
-    assert answer["text"][:3] == ["#0", "#1", "#2"]
+    assert all(re.fullmatch(r"#\d+", piece) for piece in answer["text"])
 
 
 METRICS = {
@@ -233,6 +233,6 @@ def test_with_nothing_beside_it_there_is_no_section(tmp_path: Path) -> None:
 
 
 def test_a_thousand_probes_stay_under_five_megabytes(tmp_path: Path) -> None:
-    page = write_report(large_run(tmp_path, 1000, 12))
+    page = write_report(large_run(tmp_path, 1000, 12, 128))
     assert page.stat().st_size < 5_000_000
     assert len(tokens_of(page.read_text())) == 50

@@ -1,7 +1,7 @@
 """Writes the report of a large run and says what it took: 1,000 probes, 12 types, 200 ticks.
 
-python -m tests.benchmarks.report [--probes N] [--ticks N]; also `recorded_run`, which puts one of
-the recorded finetunes into a run's folder as the gauge itself would have left it.
+python -m tests.benchmarks.report [--probes N] [--ticks N] [--tokens N]; also `recorded_run`, which
+puts one of the recorded finetunes into a run's folder as the gauge itself would have left it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tests.synthetic_run import write_jsonl
 LEVELS = ("logprob_mean", "argmax_logprob_mean", "entropy")
 """What the recorded finetunes keep of each response type."""
 TOKENS = 24
+VOCABULARY = 49_152
 WORDS = ("The ", "pot ", "stands ", "in ", "the ", "sun ", "and ", "dries ", "out, ", "so ")
 
 
@@ -76,15 +77,18 @@ def _write_probe(record: Record, phase: str, probe: Row, judged: Judgement, said
         record.append("verdict", facts, **place)
 
 
-def large_run(folder: Path, probes: int = 1000, ticks: int = 200) -> Path:
-    """A DPO phase of so many probes and ticks, with texts, rows per response and per token."""
+def large_run(folder: Path, probes: int = 1000, ticks: int = 200, tokens: int = TOKENS) -> Path:
+    """A DPO phase of so many probes and ticks, with texts, rows per response and per token.
+
+    Token ids are drawn at random, so that nothing of them can be packed away.
+    """
     record = open_record(folder, "large", clock=lambda: 1790000000.0)
     facts: dict[str, Any] = {"model": "", "probe_hash": "cd" * 32, "settings": {"loss": "dpo"}}
     record.append("run", facts, phase="dpo", step=0)
-    start = _many("dpo", 0.0, probes)
+    start = _many("dpo", 0.0, probes, tokens)
     phase = Phase(0, start, {}, pushes_down=True)
     for tick in range(ticks):
-        scores = start if tick == 0 else _many("dpo", tick / ticks, probes)
+        scores = start if tick == 0 else _many("dpo", tick / ticks, probes, tokens)
         found = phase.probe(10 * tick, scores, {}) if tick else phase.first({})
         line = {"scores": found.summary, "signals": found.signals, "noise": found.noise}
         verdict = {"verdict": found.judgement.verdict, "duration_seconds": 9.0}
@@ -92,11 +96,11 @@ def large_run(folder: Path, probes: int = 1000, ticks: int = 200) -> Path:
         if tick in (0, ticks - 1):
             write_scores(folder, 10 * tick, scores, phase="dpo", baseline=tick == 0)
     record.close()
-    write_texts(folder, probes)
+    write_texts(folder, probes, tokens)
     return folder
 
 
-def _many(phase: str, progress: float, probes: int) -> Scores:
+def _many(phase: str, progress: float, probes: int, tokens: int) -> Scores:
     """The synthetic run's scores for more probes, each with tokens of its own."""
     few = synthetic_scores(phase, progress)
     copies = -(-probes // len(few.ids))
@@ -106,32 +110,33 @@ def _many(phase: str, progress: float, probes: int) -> Scores:
         for name, array in few.values.items()
     }
     ids = tuple(f"p{number}" for number in range(probes))
-    return replace(few, ids=ids, values=values, per_token=_tokens(values, probes))
+    return replace(few, ids=ids, values=values, per_token=_tokens(values, probes, tokens))
 
 
-def _tokens(values: Mapping[str, Any], probes: int) -> TokenScores:
+def _tokens(values: Mapping[str, Any], probes: int, tokens: int) -> TokenScores:
     """Per-token statistics around each response's means."""
     count = probes * len(RESPONSE_TYPES)
-    wave = np.random.default_rng(2).uniform(0.2, 1.8, count * TOKENS)
+    random = np.random.default_rng(2)
+    wave = random.uniform(0.2, 1.8, count * tokens)
     found = {}
     for name in ("logprob", "argmax_logprob"):
-        found[name] = np.repeat(values[f"{name}_mean"].reshape(-1), TOKENS) * wave
+        found[name] = np.repeat(values[f"{name}_mean"].reshape(-1), tokens) * wave
     left = np.log1p(-np.exp(np.minimum(found["logprob"], -1e-6)))
     found["argmax_logprob"] = np.fmax(found["logprob"], np.minimum(found["argmax_logprob"], left))
     every = {name: found.get(name, np.exp(found["argmax_logprob"])) for name in TOKEN_STATISTICS}
     place = np.arange(count, dtype=np.int32)
     return TokenScores(
-        np.repeat(place // len(RESPONSE_TYPES), TOKENS),
-        np.repeat(place % len(RESPONSE_TYPES), TOKENS),
-        np.tile(np.arange(TOKENS, dtype=np.int32), count),
-        np.tile(np.arange(TOKENS, dtype=np.int64), count),
+        np.repeat(place // len(RESPONSE_TYPES), tokens),
+        np.repeat(place % len(RESPONSE_TYPES), tokens),
+        np.tile(np.arange(tokens, dtype=np.int32), count),
+        random.integers(VOCABULARY, size=count * tokens),
         {name: array.astype(np.float32) for name, array in every.items()},
     )
 
 
-def write_texts(folder: Path, probes: int) -> None:
+def write_texts(folder: Path, probes: int, tokens: int = TOKENS) -> None:
     """The probe file and greedy outputs of as many probes."""
-    text = "".join(WORDS[i % len(WORDS)] for i in range(TOKENS))
+    text = "".join(WORDS[i % len(WORDS)] for i in range(tokens))
     responses = {name: f"{text}({name})" for name in RESPONSE_TYPES[:-1]}
     asked = [
         {"id": f"p{i}", "prompt": f"What of pot {i}?", "responses": responses}
@@ -145,16 +150,17 @@ def write_texts(folder: Path, probes: int) -> None:
 @click.command()
 @click.option("--probes", default=1000, show_default=True)
 @click.option("--ticks", default=200, show_default=True)
-def main(probes: int, ticks: int) -> None:
+@click.option("--tokens", default=TOKENS, show_default=True, help="Tokens of every response.")
+def main(probes: int, ticks: int, tokens: int) -> None:
     """Measure one report."""
     with TemporaryDirectory() as name:
-        folder = large_run(Path(name), probes, ticks)
+        folder = large_run(Path(name), probes, ticks, tokens)
         start = time.perf_counter()
         page = write_report(folder)
         seconds = time.perf_counter() - start
         size = page.stat().st_size / 1e6
     click.echo(
-        f"{probes} probes x {len(RESPONSE_TYPES)} types x {ticks} ticks: "
+        f"{probes} probes x {len(RESPONSE_TYPES)} types x {tokens} tokens x {ticks} ticks: "
         f"{seconds:.1f} s, {size:.2f} MB"
     )
 
