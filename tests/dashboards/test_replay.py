@@ -11,7 +11,6 @@ from tests.dashboards.replay import (
     END,
     LOOKED_AT,
     RUNS,
-    START,
     Timeline,
     agent_timeline,
     fleet,
@@ -68,8 +67,9 @@ def ended_early() -> str:
 
 def test_a_value_is_written_at_every_scrape_until_the_next_one() -> None:
     file = StringIO()
-    count = write(file, [(START + 1, {"a{}": 1.0}), (END - 1, {"a{}": 2.0})])
+    late = scrapes()[-1] - 1
+    count = write(file, [(scrapes()[0] + 1, {"a{}": 1.0}), (late, {"a{}": 2.0})])
     lines = file.getvalue().splitlines()
     assert len(lines) == count == len(scrapes()) - 1
     assert lines[0] == f"a{{}} 1.0 {scrapes()[1]}"
-    assert lines[-1] == f"a{{}} 2.0 {END}"
+    assert lines[-1] == f"a{{}} 2.0 {scrapes()[-1]}"
