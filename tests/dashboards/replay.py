@@ -141,7 +141,7 @@ def states(run: Replayed) -> Iterator[tuple[float, RunState]]:
                 probes += 1
                 known = _probed(known, run.apart(row), judgement, step, now)
             known = replace(known, probe_duration=run.probe_seconds)
-            spent = probes * run.probe_seconds / max(now - run.began, run.probe_seconds * 200)
+            spent = probes * run.probe_seconds / max(now - run.began, run.probe_seconds * 500)
             failed = FAILED.get(run.name, {}) if phase is phases[-1] and step > offset + 2 else {}
             known = replace(known, overhead_ratio=spent, failures=failed)
             yield now, known

@@ -17,6 +17,7 @@ from dashboards.preview.queries import (
     dashboards,
     interpolated,
     queries,
+    seconds,
     variables,
 )
 from tests.dashboards.replay import HEALTHY, LOOKED_AT, RUNS, SQUEEZING, WINDOW
@@ -107,10 +108,11 @@ def test_every_variable_offers_what_there_is(replay_url: str) -> None:
 def test_every_annotation_asked_of_prometheus_brings_something(replay_url: str) -> None:
     for name, dashboard in dashboards().items():
         view = view_of(replay_url, dashboard, choice(dashboard, [SQUEEZING]), WINDOW)
-        begin, end, spacing = WINDOW
+        begin, end, _ = WINDOW
         for annotation in dashboard.get("annotations", {}).get("list", ()):
             if "expr" in annotation:
-                promql = interpolated(annotation["expr"], view, spacing)
-                ends = {"start": begin, "end": end, "step": spacing}
+                step = seconds(annotation["step"])
+                promql = interpolated(annotation["expr"], view, step)
+                ends = {"start": begin, "end": end, "step": step}
                 found = ask(replay_url, "query_range", query=promql, **ends)["result"]
                 assert found, (name, annotation["name"])
