@@ -76,7 +76,7 @@ def _counts() -> Panel:
             "monitor_run_state",
         ),
         24,
-        3,
+        4,
     )
     asks = {
         word: f"count({ALL_VERDICTS} == {code}) or vector(0)"

@@ -138,7 +138,8 @@ def number(
     panel = panel.color_mode(mode).mappings(list(mappings))
     several = len(asks) > 1 or "{{" in "".join(asks)
     texts = BigValueTextMode.VALUE_AND_NAME if several else BigValueTextMode.VALUE
-    panel = panel.text_mode(BigValueTextMode.NAME if named else texts)
+    # wide, a number stands nearer to the next name than to its own
+    panel = panel.text_mode(BigValueTextMode.NAME if named else texts).wide_layout(False)
     panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     return _asked(_overridden(panel, overrides), asks, instant=True)
 
