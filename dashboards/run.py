@@ -374,7 +374,7 @@ def _eos() -> Panel:
     )
     asks = {"end of sequence": _now("eos_logprob_nats")}
     looks = {"end of sequence": [fixed(UP_COLOR)]}
-    return lines(frame, Scale(NATS), asks, overrides=looks)
+    return lines(frame, Scale(NATS, empty="only with append_eos"), asks, overrides=looks)
 
 
 def _by_type(frame: Frame, scale: Scale, name: str) -> Panel:

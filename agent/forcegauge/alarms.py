@@ -88,7 +88,7 @@ ALARMS = (
     ),
     Alarm(
         "argmax_mass_spike",
-        (Condition("pushed_mass_change_ratio", 0.15), Condition("squeeze_excess_nats", 0.3)),
+        (Condition("pushed_mass_change_ratio", 0.09), Condition("squeeze_excess_nats", 0.3)),
         3,
         "In contexts of rejected and untrained answers the likeliest token gained much mass.",
         "Look at the argmax and squeeze curves: with untrained answers falling it is squeezing.",

@@ -28,8 +28,13 @@ def alert_name(row: Alarm) -> str:
     return "ForceGauge" + "".join(part.capitalize() for part in row.name.split("_"))
 
 
-SEVERITIES = {"diverging": "critical", "displacement": "info", "valley_force": "info"}
-"""Critical is what ruins the model; what may be learning as well only informs."""
+SEVERITIES = {
+    "diverging": "critical",
+    "displacement": "info",
+    "valley_force": "info",
+    "hallucination_pressure": "info",
+}
+"""Critical is what ruins the model; what is seen in learning as well only informs."""
 
 SUMMARIES = {
     "squeezing": "The run squeezes its answers into few tokens.",

@@ -192,16 +192,7 @@ def test_a_collapse_silences_the_squeeze_of_its_own_run_alone(tmp_path: Path) ->
     assert told(heard, "a") == {"ForceGaugeCollapsed"}
 
 
-SPIKE = pytest.param(
-    "argmax_mass_spike",
-    marks=pytest.mark.xfail(
-        strict=True,
-        reason="the demo's argmax mass levels off at +0.12, the alarm begins at 0.15",
-    ),
-)
-
-
-@pytest.mark.parametrize("alarm", ["squeezing", SPIKE])
+@both
 def test_the_demo_is_told_of_with_run_step_and_numbers(
     squeezed: DemoRun, alarm: str, record_property: Record
 ) -> None:
@@ -209,17 +200,11 @@ def test_the_demo_is_told_of_with_run_step_and_numbers(
     tells_of(message, switched_on(squeezed.lines, alarm))
 
 
-def test_of_the_healthy_demo_neither_is_told(healthy: DemoRun) -> None:
-    assert told(healthy.heard, "demo-healthy").isdisjoint(EXPECTED.values())
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="its SFT pulls other prompts' answers up: hallucination_pressure +1.19 nats at step 32, "
-    "the alarm begins at 0.63",
-)
-def test_of_the_healthy_demo_nothing_is_told(healthy: DemoRun) -> None:
-    assert told(healthy.heard, "demo-healthy") == set()
+def test_the_healthy_demo_alarms_nobody(healthy: DemoRun) -> None:
+    # its SFT pulls other prompts' answers up, +1.19 nats: true, and told for information only
+    severities = {row.labels["severity"] for row in healthy.heard if row.labels.get("run")}
+    assert told(healthy.heard, "demo-healthy") <= {"ForceGaugeHallucinationPressure"}
+    assert severities <= {"info"}
 
 
 def test_of_forcegauge_itself_nothing_is_told(squeezed: DemoRun, healthy: DemoRun) -> None:
