@@ -8,6 +8,7 @@ with a log for each process.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -52,10 +53,10 @@ class Round:
     faults: list[str] = field(default_factory=list)
 
 
-def make_inputs(folder: Path) -> dict[str, str]:
-    """A tiny checkpoint, two probes of three types and four pairs."""
+def make_inputs(folder: Path, *, layers: int = 1, pairs: int = 4) -> dict[str, str]:
+    """A tiny checkpoint, two probes of three types and some pairs."""
     folder.mkdir(parents=True)
-    net = tiny.llama(layers=1)
+    net = tiny.llama(layers=layers)
     net.save_pretrained(folder / "checkpoint-2")
     tiny.tokenizer().save_pretrained(folder / "checkpoint-2")
     types = ("chosen", "rejected", "unrelated")
@@ -66,7 +67,7 @@ def make_inputs(folder: Path) -> dict[str, str]:
     ProbeSet(tuple(probes)).save(folder / "probes.jsonl")
     rows = [
         {"prompt": f"what of {word}?", "chosen": word, "rejected": f"{word} no"}
-        for word in tiny.WORDS[:4]
+        for word in itertools.islice(itertools.cycle(tiny.WORDS), pairs)
     ]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     names = {"checkpoint": "checkpoint-2", "probes": "probes.jsonl", "train": "train.jsonl"}

@@ -48,7 +48,8 @@ def test_while_redis_is_away_writes_are_refused_and_then_all_goes_on(tmp_path: P
 
 
 def test_a_pool_of_processes_survives_one_that_is_killed(tmp_path: Path) -> None:
-    inputs = make_inputs(tmp_path / "inputs")
+    # some seconds of work, so that a process is seen at it: it says so every two seconds
+    inputs = make_inputs(tmp_path / "inputs", layers=8, pairs=256)
     undisturbed(inputs, tmp_path / "expected")
     with fleet(tmp_path / "monitor", workers=0, roots=str(tmp_path / "inputs"), **FAST) as one:
         options = ("--pool", "prefork", "--concurrency", "2", "--name", "pool", "--queues", "cpu")
