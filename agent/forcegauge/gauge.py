@@ -101,9 +101,9 @@ class ForceGauge:
         )
         probe_set = probes if isinstance(probes, ProbeSet) else ProbeSet.load(probes)
         self._journal = Journal(self.run, folder, phase, settings, texts, probe_set, monitor)
-        self._guard = Guard(self._journal.line)
-        self._prober = Prober(probe_set, tokenizer, limits, texts, self._guard)
-        self._observed = Observed(self._pace.observed_every, tokenizer, self._guard)
+        self.guard = Guard(self._journal.line)
+        self._prober = Prober(probe_set, tokenizer, limits, texts, self.guard)
+        self._observed = Observed(self._pace.observed_every, tokenizer, self.guard)
         self._ending = Ending(self.close, self._terminated)
 
     def __enter__(self) -> ForceGauge:
@@ -130,7 +130,7 @@ class ForceGauge:
     @property
     def failures(self) -> Mapping[str, int]:
         """How many errors of the gauge's own there were, by reason."""
-        return self._guard.counts
+        return self.guard.counts
 
     @property
     def probe_seconds(self) -> float:
@@ -198,7 +198,7 @@ class ForceGauge:
     def saved(self, path: str | Path, step: int) -> None:
         """Tell that a checkpoint was saved, so that the last healthy one can be named."""
         healthy = self.judgement is None or self.judgement.healthy
-        with self._guard("record", step):
+        with self.guard("record", step):
             self._journal.line("checkpoint", step, {"path": str(path), "healthy": healthy})
 
     def close(self, reason: str | None = "finished") -> None:
@@ -212,12 +212,12 @@ class ForceGauge:
         self._observed.detach()
         if self._pace.running and not self._closed:
             self._closed = True
-            with self._guard("record", self._pace.probed or 0):
+            with self.guard("record", self._pace.probed or 0):
                 self._journal.end(reason, self._pace.probed or 0)
 
     def _terminated(self) -> None:
         # no more than that: the handler may have interrupted what would go to the endpoint
-        with self._guard("record", self._pace.probed or 0):
+        with self.guard("record", self._pace.probed or 0):
             self._journal.told_end("signal", self._pace.probed or 0)
 
     def _tick(
@@ -231,7 +231,7 @@ class ForceGauge:
     ) -> Judgement | None:
         if self.disabled or self._closed:
             return None
-        with self._guard("other", step):
+        with self.guard("other", step):
             if not self._pace.running:
                 self._open(_model_name(model), step)
             self._observed.step(step, learning_rate)
@@ -245,11 +245,11 @@ class ForceGauge:
         past = Past()
         if rank() == 0:
             self._ending.listen()
-            with self._guard("exporter", step):
+            with self.guard("exporter", step):
                 self._journal.serve(*self._address)
-            with self._guard("record", step):
+            with self.guard("record", step):
                 past = self._journal.open(model, step)
-            with self._guard("other", step):
+            with self.guard("other", step):
                 self._journal.join(self._status)
         self._resume(agreed(past), step)
 
@@ -284,7 +284,7 @@ class ForceGauge:
     def _probe_now(self, model: nn.Module, step: int, loss: SupportsFloat | None) -> None:
         start = time.monotonic()
         try:
-            with self._guard("scoring", step):
+            with self.guard("scoring", step):
                 self._probe(model, step, loss)
         finally:
             self._pace.spent(step, time.monotonic() - start, self._baseline_step())
@@ -295,7 +295,7 @@ class ForceGauge:
         look = self._prober.look(model, step, noise=first)
         forces, observed = self._observed.take(step)
         behaviour = look.behaviour | observed
-        with self._guard("other", step):
+        with self.guard("other", step):
             behaviour |= _loss_signal(loss)
         found = self._judge(step, look, behaviour)
         if rank() == 0:
@@ -304,7 +304,7 @@ class ForceGauge:
 
     def _keep_forces(self, forces: dict[str, float], step: int) -> None:
         if forces:
-            with self._guard("record", step):
+            with self.guard("record", step):
                 self._journal.line("forces", step, forces)
             self._journal.show(forces=forces)
 
@@ -320,11 +320,11 @@ class ForceGauge:
 
     def _keep(self, found: Probe, look: Look, first: bool, seconds: float) -> None:
         step = found.step - self._journal.offset
-        with self._guard("record", step):
+        with self.guard("record", step):
             self._journal.probe(found, look.scores, baseline=first, seconds=seconds)
             self._journal.judgement(found)
             self._journal.outputs(step, look.outputs)
-        with self._guard("exporter", step):
+        with self.guard("exporter", step):
             self._journal.show_probe(found, baseline=first, seconds=seconds, now=time.time())
         self._alert(found.judgement, step)
 
@@ -333,7 +333,7 @@ class ForceGauge:
         for state in raised:
             logger.warning("%s. %s %s", state.name, state.evidence, alarm(state.name).advice)
         if raised and self._on_alarm is not None:
-            with self._guard("other", step):
+            with self.guard("other", step):
                 self._on_alarm(judgement)
 
     def _make_phase(self, step: int, baseline: Scores, noise: Mapping[str, float]) -> Phase:

@@ -21,16 +21,25 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     and not `inference_mode`: inference tensors break FSDP.
     """
     flags = [(module, module.training) for module in model.modules()]
+    with same_randomness(model):
+        try:
+            for module, _ in flags:
+                # not .eval(): models may override train() with side effects
+                module.training = False
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in flags:
+                module.training = training
+
+
+@contextmanager
+def same_randomness(model: nn.Module) -> Iterator[None]:
+    """Random states of torch (CPU and the model's accelerator), numpy and python as before."""
     states = _random_states(model)
     try:
-        for module, _ in flags:
-            # not .eval(): models may override train() with side effects
-            module.training = False
-        with torch.no_grad():
-            yield
+        yield
     finally:
-        for module, training in flags:
-            module.training = training
         _restore(states)
 
 

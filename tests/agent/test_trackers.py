@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import random
 import struct
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from transformers.integrations import integration_utils
 from transformers.integrations.integration_utils import TensorBoardCallback
 from trl import SFTConfig, SFTTrainer
 
-from forcegauge import ForceGaugeCallback
+from forcegauge import ForceGauge, ForceGaugeCallback
 from forcegauge.integrations import lightning as for_lightning
+from forcegauge.integrations.telling import Teller
 from forcegauge.integrations.transformers import trackers_of_the_caller
 from forcegauge.record import probes_by_phase, read_record
 from tests import tiny
@@ -274,3 +276,18 @@ def test_lightnings_loggers_get_every_probe(tmp_path: Path) -> None:
 def test_one_switch_keeps_lightnings_loggers_out(tmp_path: Path) -> None:
     assert fit(tmp_path, trackers=False) == []
     assert len(probed(tmp_path / "gauge")) == 5
+
+
+def test_a_tracker_that_draws_random_numbers_does_not_change_the_trainings(tmp_path: Path) -> None:
+    model, drawn = tiny.llama(), list[float]()
+
+    def send(numbers: dict[str, float], verdict: str) -> None:
+        drawn.extend((random.random(), float(torch.rand(()))))
+
+    with ForceGauge(tiny.probe_set(), tiny.tokenizer(), directory=tmp_path, port=0) as gauge:
+        gauge.step(model, 0)
+        python, torches = random.getstate(), torch.get_rng_state()
+        Teller(gauge, log=False).tell(model, 0, send)
+    assert len(drawn) == 2
+    assert random.getstate() == python
+    assert torch.equal(torch.get_rng_state(), torches)

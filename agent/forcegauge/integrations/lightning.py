@@ -123,7 +123,7 @@ class ForceGaugeCallback(pl.Callback):
     def _tell(self, trainer: pl.Trainer) -> None:
         if self._teller is not None and trainer.is_global_zero:
             send = partial(_send, trainer) if self._trackers else None
-            self._teller.tell(trainer.global_step, send)
+            self._teller.tell(trainer.lightning_module, trainer.global_step, send)
 
     def _model(self, pl_module: pl.LightningModule) -> nn.Module:
         found = getattr(pl_module, self._name, None)

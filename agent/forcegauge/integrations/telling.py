@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from forcegauge.alarms import VERDICTS
@@ -12,6 +13,7 @@ from forcegauge.catalogue import PREFIX
 from forcegauge.detectors import Judgement
 from forcegauge.exporter import Snapshot
 from forcegauge.gauge import ForceGauge
+from forcegauge.isolation import same_randomness
 from forcegauge.watching.words import line_signals, probe_line
 
 logger = logging.getLogger("forcegauge")
@@ -50,11 +52,12 @@ class Teller:
         self._gauge, self._log = gauge, log
         self._told: Judgement | None = None
 
-    def tell(self, step: int, send: Send | None) -> None:
+    def tell(self, model: nn.Module, step: int, send: Send | None) -> None:
         """Tell of a probe that was not told yet; ``send`` hands it to trackers.
 
         ``send`` gets numbers by ``forcegauge/NAME``, and the verdict in a word; among the numbers
         ``forcegauge/verdict``: warming 0, learning 1, squeezing 2, diverging 3, collapsed 4.
+        A tracker that draws random numbers leaves the training's as they were.
         """
         judgement = self._gauge.judgement
         # a resume restores what an earlier process told
@@ -62,7 +65,7 @@ class Teller:
         new, self._told = judgement is not self._told, judgement
         if judgement is None or restored or not new:
             return
-        with self._gauge._guard("other", step):
+        with self._gauge.guard("other", step), same_randomness(model):
             snapshot = self._gauge.snapshot
             if self._log:
                 say(_line(snapshot, judgement))

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer_callback import CallbackHandler
 
 from forcegauge.detectors import Judgement
 from forcegauge.gauge import ForceGauge
@@ -82,7 +80,8 @@ class ForceGaugeCallback(TrainerCallback):
             **self._options,
         )
         self._teller = Teller(self.gauge, log=self._log)
-        self._trackers = trackers_of_the_caller() if self._report else []
+        with self.gauge.guard("other", state.global_step):
+            self._trackers = trackers_of_the_caller() if self._report else []
         self.gauge.step(kwargs["model"], state.global_step)
         self._tell(args, state, control, kwargs)
         sampled = kind in SAMPLING_KINDS
@@ -151,7 +150,7 @@ class ForceGaugeCallback(TrainerCallback):
         """To the log, and to trackers alone: what the trainer logs itself stays as it is."""
         if self._teller is not None and state.is_world_process_zero:
             send = partial(_send, self._trackers, args, state, control, known)
-            self._teller.tell(state.global_step, send if self._trackers else None)
+            self._teller.tell(known["model"], state.global_step, send if self._trackers else None)
 
 
 def trackers_of_the_caller() -> list[TrainerCallback]:
@@ -160,6 +159,10 @@ def trackers_of_the_caller() -> list[TrainerCallback]:
     transformers gives a callback no way to log, and not the handler that has the trackers either:
     it is read off the stack. Empty where no handler calls.
     """
+    # not part of its documented interface: where it is gone, only trackers are silent
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.trainer_callback import CallbackHandler
+
     known: tuple[Any, ...] = tuple(INTEGRATION_TO_CALLBACK.values())
     frame = inspect.currentframe()
     while frame is not None:
