@@ -149,6 +149,7 @@ class ForceGauge:
         *,
         loss: SupportsFloat | None = None,
         learning_rate: float | None = None,
+        tokens_seen: int | None = None,
     ) -> Judgement | None:
         """Tell that ``step`` optimizer steps are done in this phase; probes when it is due.
 
@@ -156,7 +157,9 @@ class ForceGauge:
         last training loss, so that one that is not finite is noticed; it may be a tensor with one
         value, which is read at a probe only: reading it waits for the device. With the
         ``learning_rate`` of the last optimizer step the forces are recorded times it too.
+        ``tokens_seen`` is how many the run has trained on, for comparing runs by them.
         """
+        self._journal.tokens_seen = tokens_seen
         return self._tick(model, step, loss, learning_rate, last=False)
 
     def attach(

@@ -67,6 +67,7 @@ class Journal:
     client: Client | None = field(init=False)
     state: RunState = field(init=False)
     judged: Judgement | None = None
+    tokens_seen: int | None = None
 
     def __post_init__(self) -> None:
         self.client = monitor_client(self.monitor)
@@ -165,6 +166,8 @@ class Journal:
             "verdict": found.judgement.verdict,
             "duration_seconds": seconds,
         }
+        if self.tokens_seen is not None:
+            facts["tokens_seen"] = self.tokens_seen
         self.line("probe", found.step - self.offset, facts)
         write_scores(
             self.directory,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,16 @@ def test_phase_loss_and_end_are_taken_from_the_trainer(tmp_path: Path) -> None:
     assert [line["path"] for line in lines if line["kind"] == "checkpoint"] == [
         str(tmp_path / "out" / f"checkpoint-{step}") for step in (3, 6)
     ]
+
+
+def test_probes_know_the_tokens_that_the_trainer_counts(tmp_path: Path) -> None:
+    run(sft(tmp_path / "out", include_num_input_tokens_seen="all"), callback(tmp_path / "gauge"))
+    probes = probes_by_phase(read_record(tmp_path / "gauge"))["sft"]
+    seen = [probe["tokens_seen"] for probe in probes]
+    assert seen[0] == 0
+    assert all(later > earlier for earlier, later in itertools.pairwise(seen))
+    run(sft(tmp_path / "plain"), callback(tmp_path / "other"))
+    assert "tokens_seen" not in probes_by_phase(read_record(tmp_path / "other"))["sft"][0]
 
 
 @pytest.mark.parametrize("kind", TRAINERS)

@@ -100,8 +100,8 @@ class ForceGaugeCallback(pl.Callback):
             self._step = trainer.global_step
             # left a tensor: a float would wait for the device at every step
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-            told = {"loss": loss, "learning_rate": self._rate}
-            self.gauge.step(self._model(pl_module), self._step, **told)
+            model = self._model(pl_module)
+            self.gauge.step(model, self._step, loss=loss, learning_rate=self._rate)
             self._tell(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -82,7 +82,7 @@ class ForceGaugeCallback(TrainerCallback):
         self._teller = Teller(self.gauge, log=self._log)
         with self.gauge.guard("other", state.global_step):
             self._trackers = trackers_of_the_caller() if self._report else []
-        self.gauge.step(kwargs["model"], state.global_step)
+        self.gauge.step(kwargs["model"], state.global_step, tokens_seen=tokens_seen(args, state))
         self._tell(args, state, control, kwargs)
         sampled = kind in SAMPLING_KINDS
         self.gauge.attach(
@@ -111,8 +111,13 @@ class ForceGaugeCallback(TrainerCallback):
     ) -> None:
         """Probe when it is due."""
         if self.gauge is not None:
-            told = {"loss": last_loss(state), "learning_rate": self._rate}
-            self.gauge.step(kwargs["model"], state.global_step, **told)
+            self.gauge.step(
+                kwargs["model"],
+                state.global_step,
+                loss=last_loss(state),
+                learning_rate=self._rate,
+                tokens_seen=tokens_seen(args, state),
+            )
             if state.global_step >= state.max_steps:
                 # here already: at the end of the training trackers are closed before us
                 self.gauge.finish(kwargs["model"], state.global_step)
@@ -200,6 +205,12 @@ def trainer_loss(args: TrainingArguments, kind: str | None) -> str | None:
     if kind in (None, "sft") or named is None:
         return kind
     return f"{kind}:{'+'.join(named) if isinstance(named, list) else named}"
+
+
+def tokens_seen(args: TrainingArguments, state: TrainerState) -> int | None:
+    """Tokens trained on so far, where ``include_num_input_tokens_seen`` has the trainer count."""
+    counted = getattr(args, "include_num_input_tokens_seen", "no") not in (False, "no")
+    return int(state.num_input_tokens_seen) if counted else None
 
 
 def last_loss(state: TrainerState) -> float | None:
