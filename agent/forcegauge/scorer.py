@@ -63,11 +63,22 @@ class Scorer:
         self._choice: Choice | None = None
 
     @torch.no_grad()
-    def score(self, model: nn.Module, *, advance: Callable[[int], None] | None = None) -> Scores:
-        """Score every response; ``advance`` is told the number of tokens after each forward."""
-        values = self._values(model, self._prepare(model), self.sequences, advance)
+    def score(
+        self,
+        model: nn.Module,
+        *,
+        probes: Sequence[int] | None = None,
+        advance: Callable[[int], None] | None = None,
+    ) -> Scores:
+        """Score every response, or those of the ``probes`` at these places in the probe set: then
+        the rows of all others are NaN, and ``per_token`` holds what was scored.
+
+        ``advance`` is told the number of tokens after each forward.
+        """
+        chosen = self._of(probes)
+        values = self._values(model, self._prepare(model), chosen, advance)
         ids = tuple(probe.id for probe in self.probe_set.probes)
-        return collect(ids, self.probe_set.types, self.sequences, values)
+        return collect(ids, self.probe_set.types, chosen, values)
 
     @torch.no_grad()
     def noise(self, model: nn.Module) -> dict[str, float]:
@@ -87,6 +98,15 @@ class Scorer:
             name: float(np.sqrt(np.mean(means[place == index] ** 2)))
             for index, name in enumerate(self.probe_set.types)
         }
+
+    def _of(self, probes: Sequence[int] | None) -> Sequence[TokenSequence]:
+        """The responses of some probes, in the usual order."""
+        if probes is None:
+            return self.sequences
+        wanted = set(probes)
+        if not wanted or not wanted <= set(range(len(self.probe_set))):
+            raise IndexError(f"{sorted(wanted)} are no probes of {len(self.probe_set)}")
+        return [item for item in self.sequences if item.probe in wanted]
 
     def _few(self) -> list[TokenSequence]:
         """Some responses of each type, evenly spaced over the probes, in the usual order."""

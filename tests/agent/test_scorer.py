@@ -324,6 +324,26 @@ def test_progress_counts_every_response_token(tiny_model: Make, tokenizer: Any) 
     assert sum(counts) == scorer.tokens
 
 
+def test_some_probes_score_as_they_do_among_all(tiny_model: Make, tokenizer: Any) -> None:
+    model, scorer = tiny_model("llama"), Scorer(PROBES, tokenizer)
+    whole, some = scorer.score(model), scorer.score(model, probes=[3, 1])
+    for name in STATISTICS:
+        np.testing.assert_allclose(
+            some.values[name][[1, 3]], whole.values[name][[1, 3]], rtol=1e-4, atol=1e-4
+        )
+        assert np.isnan(some.values[name][[0, 2, 4]]).all()
+    assert set(some.per_token.probe) == {1, 3}
+    assert some.ids == whole.ids
+
+
+@pytest.mark.parametrize("probes", [[], [5], [-1]])
+def test_probes_that_are_none_are_refused(
+    probes: list[int], tiny_model: Make, tokenizer: Any
+) -> None:
+    with pytest.raises(IndexError, match="no probes of 5"):
+        Scorer(PROBES, tokenizer).score(tiny_model("llama"), probes=probes)
+
+
 def hooks(model: nn.Module) -> int:
     return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
 
