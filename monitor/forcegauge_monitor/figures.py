@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from forcegauge.reporting.plots import PLAIN, STYLES
+from forcegauge.reporting.plots import PLAIN, STYLES, digits
 from forcegauge.reporting.safe import inline, plot_text, shown
 from forcegauge_monitor.entk.pieces import metadata_of, read_piece
 
@@ -90,7 +90,7 @@ def _heat(
                 "z": z,
                 "zmin": -largest if scale == "signed" else 0,
                 "zmax": largest,
-                "text": [[number(value) for value in row] for row in z],
+                "text": [[digits(value) for value in row] for row in z],
                 "texttemplate": "%{text}",
                 "hovertemplate": "%{y} by %{x}: %{text}<extra></extra>",
             }
@@ -120,17 +120,9 @@ def _html_table(
 
 
 def _with_error(values: Mapping[str, float], error: Table | None, row: str, column: str) -> str:
-    text = number(values.get(column))
+    text = digits(values.get(column))
     spread = None if error is None else error.get(row, {}).get(column)
-    return text if spread is None else f"{text} ± {number(spread)}"
-
-
-def number(value: float | None) -> str:
-    """Three digits, with a real minus sign; a dash for what is absent."""
-    if value is None:
-        return "–"
-    digits = f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
-    return digits.replace("-", "\N{MINUS SIGN}")
+    return text if spread is None else f"{text} ± {digits(spread)}"
 
 
 def _scatter(metrics: Mapping[str, Any], folder: Path) -> Card:
@@ -160,7 +152,7 @@ def _agreement(found: Mapping[str, float]) -> str:
     return (
         f"One point a probe’s response: the change that the gradient at the checkpoint before "
         f"predicts for the real step, against the measured one. R² {found['r2']:.3f} (of the "
-        f"prediction itself), slope {found['slope']:.2f}, residual {number(found['residual'])} "
+        f"prediction itself), slope {found['slope']:.2f}, residual {digits(found['residual'])} "
         "nats. Far below 1: the step was too long, or the kernel moved, for one-step theory to "
         "hold."
     )

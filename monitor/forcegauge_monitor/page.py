@@ -15,10 +15,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from forcegauge.reporting.facts import MEANINGS
+from forcegauge.reporting.plots import digits
+from forcegauge.reporting.pushed import pushers_html, summary
 from forcegauge.reporting.safe import inline, script_json, shown
 from forcegauge.textfiles import write_whole
-from forcegauge_monitor.figures import Spec, figures, number
+from forcegauge_monitor.figures import Spec, figures
+from forcegauge_monitor.job import PUSHERS
 
 PAGE_NAME = "snapshot.html"
 HARDLY = 0.1
@@ -105,9 +107,9 @@ def _stability(metrics: Mapping[str, Any]) -> str:
     if isinstance(found, str):
         return f'<section class="card"><h2>Stability</h2><p>{shown(found)}</p></section>'
     rows = "".join(
-        f'<tr><th scope="row">against the {name} snapshot</th><td>{number(each["alignment"])}</td>'
-        f"<td>{number(each['velocity'])}</td><td>"
-        + (", ".join(f"{inline(u)} {number(v)}" for u, v in each["rank"].items()) or "–")
+        f'<tr><th scope="row">against the {name} snapshot</th><td>{digits(each["alignment"])}</td>'
+        f"<td>{digits(each['velocity'])}</td><td>"
+        + (", ".join(f"{inline(u)} {digits(v)}" for u, v in each["rank"].items()) or "–")
         + "</td></tr>"
         for name, each in found.items()
     )
@@ -123,51 +125,9 @@ def _stability(metrics: Mapping[str, Any]) -> str:
 
 
 def _pushers(pushers: Mapping[str, Any], sides: Sequence[str]) -> str:
-    sections = "".join(
-        f'<details class="probe"{" open" if name == "chosen" else ""}><summary>{inline(name)} '
-        f"<small>{MEANINGS.get(name, '')}</small></summary>"
-        f'<div class="ends"><div><h4>raise it most</h4>{_named(each["up"])}</div>'
-        f"<div><h4>lower it most</h4>{_named(each['down'])}</div></div></details>"
-        for name, each in pushers.items()
-    )
     return (
-        '<section class="card long"><h2>Who pushes most</h2><p class="reading">Training samples by '
-        "what a step on them alone does to each response type, in nats per unit of learning "
-        f"rate{' (a pair: both of its sequences together)' if len(sides) > 1 else ''}.</p>"
-        f"{sections}</section>"
-    )
-
-
-def _named(samples: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(_pusher(sample) for sample in samples) or '<p class="quiet">None.</p>'
-
-
-def _pusher(sample: Mapping[str, Any]) -> str:
-    sides = "".join(
-        f"<p><small>{inline(name)} {number(side['nats'])}</small></p>"
-        f'<p class="text">{_text(side)}</p>'
-        for name, side in sample["sides"].items()
-    )
-    return (
-        f'<div class="pusher"><p><b>{number(sample["nats"])}</b></p>'
-        f'<p class="text">{shown(sample["prompt"], 400)}<br>'
-        f"<small>{inline(sample['sample'])}</small></p>{sides}</div>"
-    )
-
-
-def _text(side: Mapping[str, Any]) -> str:
-    if "tokens" not in side:
-        return shown(side["text"], 600)
-    largest = max((abs(value) for _, value in side["tokens"]), default=1.0) or 1.0
-    return "".join(_token(text, value, value / largest) for text, value in side["tokens"])
-
-
-def _token(text: str, value: float, share: float) -> str:
-    color = "one" if share > 0 else "two"
-    strength = round(70 * abs(share))
-    return (
-        f'<span class="t" title="{number(value)}" style="background:color-mix(in srgb, '
-        f'var(--c-{color}) {strength}%, transparent)">{shown(text)}</span>'
+        f'<section class="card long"><h2>Who pushes most</h2><p class="reading">{summary(sides)}'
+        f"</p>{pushers_html(pushers, PUSHERS)}</section>"
     )
 
 
@@ -184,7 +144,7 @@ def _facts(metrics: Mapping[str, Any]) -> str:
             if left_out["names"]
             else "nothing: all trained parameters count"
         ),
-        "head control": number(control) if control else "none: the head is tied or not trained",
+        "head control": digits(control) if control else "none: the head is tied or not trained",
         "directions": metrics["plan"]["storage"],
         "peak memory": f"{metrics['peak_memory_bytes'] / 2**30:.1f} GiB, "
         f"{metrics['plan']['peak_bytes'] / 2**30:.1f} planned",

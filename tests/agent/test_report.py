@@ -467,7 +467,9 @@ def test_the_advice_names_the_last_checkpoint_from_before_the_alarm_built_up(pag
 
 def test_without_a_healthy_checkpoint_the_advice_says_so(story: Story) -> None:
     sick = tuple({**line, "healthy": False} for line in story.checkpoints)
-    assert "No checkpoint is healthy" in checkpoint_words(replace(story, checkpoints=sick))
+    said = checkpoint_words(replace(story, checkpoints=sick))
+    assert "No checkpoint is free of alarms" in said
+    assert "out/sft/checkpoint-20, of step 20, with hallucination_pressure" in said
     assert checkpoint_words(replace(story, checkpoints=())) == ""
 
 

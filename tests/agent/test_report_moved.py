@@ -15,7 +15,7 @@ import pytest
 
 from forcegauge.record import open_record, read_record, read_scores
 from forcegauge.report import write_report
-from forcegauge.reporting.beside import beside_section
+from forcegauge.reporting.beside import PUSHING, beside_section
 from forcegauge.reporting.moved import find_moved
 from forcegauge.reporting.pieces import reader
 from forcegauge.reporting.story import tell
@@ -202,7 +202,7 @@ def test_a_snapshot_in_the_runs_folder_is_found_without_a_line(tmp_path: Path) -
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     page = Page(told(tmp_path, []))
     assert "Snapshot step-30 step 30" in page.text
-    assert "5.80" in page.text
+    assert "chosen5.84.1" in page.text
 
 
 def test_snapshots_are_in_the_order_of_their_steps_and_the_latest_is_open(tmp_path: Path) -> None:
@@ -222,10 +222,55 @@ def test_no_link_leads_to_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert page.count("table") == 2
 
 
-def test_a_ranking_of_pairs_in_the_runs_folder_is_linked(tmp_path: Path) -> None:
+def with_pushers(folder: Path) -> None:
+    """A snapshot in the run's folder with one pusher of chosen and damaged ones of the others."""
+    snapshot = folder / "snapshots" / "step-30"
+    snapshot.mkdir(parents=True)
+    (snapshot / "metrics.json").write_text(json.dumps(METRICS))
+    (snapshot / "snapshot.html").touch()
+    side = {"nats": 4.5, "text": f"told {HOSTILE}"}
+    strong = {"sample": "row 7", "nats": 4.5, "prompt": f"asked {HOSTILE}", "sides": {"a": side}}
+    weaker = [{**strong, "sample": f"row {place}"} for place in range(100, 110)]
+    pushers = {"chosen": {"up": [strong, *weaker], "down": []}, "rejected": [], HOSTILE: {"up": 3}}
+    (snapshot / "pushers.json").write_text(json.dumps(pushers))
+
+
+def test_who_pushes_most_is_on_the_page_as_text(tmp_path: Path) -> None:
+    with_pushers(tmp_path)
+    (tmp_path / "probes.jsonl").touch()
+    page = Page(told(tmp_path, []))
+    assert "row 7" in page.text
+    assert page.text.count("row 10") == PUSHING - 1
+    assert "asked" in page.text
+    assert "told" in page.text
+    assert page.count("img") == page.count("script") == 0
+
+
+def test_a_run_that_keeps_no_texts_shows_none_of_its_pushers(tmp_path: Path) -> None:
+    with_pushers(tmp_path)
+    page = Page(told(tmp_path, []))
+    assert "row 7" in page.text
+    assert "asked" not in page.text
+    assert "told" not in page.text
+
+
+def ranked(folder: Path, count: int) -> None:
+    rows = [{"rank": i + 1, "id": f"pair {i}", "entanglement": 3.0 - i / 100} for i in range(count)]
+    lines = [json.dumps({**row, "padding": "x" * 900}) for row in rows]
+    (folder / "pairs.ranked.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("count", [1, 7, 200])
+def test_both_ends_of_a_ranking_are_on_the_page_and_it_is_linked(
+    tmp_path: Path, count: int
+) -> None:
+    ranked(tmp_path, count)
     (tmp_path / "pairs.ranked.html").touch()
     page = Page(told(tmp_path, []))
     assert [a["href"] for tag, a in page.elements if tag == "a"] == ["./pairs.ranked.html"]
+    ends = {*range(count)[:5], *range(count)[-5:]}
+    assert page.count("tr") == len(ends) + 1
+    assert f"pair {count - 1}" in page.text
 
 
 def test_with_nothing_beside_it_there_is_no_section(tmp_path: Path) -> None:

@@ -136,6 +136,14 @@ def written(value: Value, percent: bool = False, signed: bool = False) -> str:
     return text.lstrip("+-") if zero else text.replace("-", "\N{MINUS SIGN}")
 
 
+def digits(value: Value) -> str:
+    """A number of any size with three digits and a real minus sign; a dash where it is absent."""
+    if value is None:
+        return "–"
+    text = f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
 def _traces(figure: Figure, series: Series) -> Iterable[Spec]:
     runs = list(zip(figure.axis, series.points, strict=True))
     if figure.stacked:
