@@ -6,20 +6,26 @@ Nothing in here may change the training or stop it: every error is caught, logge
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 from torch import Tensor, nn
 
-from forcegauge.alarms import alarm
+from forcegauge.alerting import Alerts, OnAlarm
+from forcegauge.arguments import (
+    absolute,
+    address,
+    loss_signal,
+    model_name,
+    run_directory,
+    run_name,
+)
 from forcegauge.detectors import Judgement
 from forcegauge.ending import Ending, reason_of
-from forcegauge.errors import InputError
 from forcegauge.exporter import Snapshot, build_snapshot
 from forcegauge.failures import Guard
 from forcegauge.journal import Journal, Past
@@ -29,14 +35,11 @@ from forcegauge.phase import Phase, Probe, alarms_with, pushes_down
 from forcegauge.prober import Limits, Look, Prober
 from forcegauge.probes import ProbeSet
 from forcegauge.ranks import agreed, rank
-from forcegauge.record import Line, check_run_name
+from forcegauge.record import Line
 from forcegauge.rl import Completion
 from forcegauge.scores import Scores
 
 logger = logging.getLogger("forcegauge")
-
-DEFAULT_PORT = 9790
-LOOPBACK = "127.0.0.1"
 
 
 class ForceGauge:
@@ -52,8 +55,11 @@ class ForceGauge:
     the share of training time that they may take (None: no limit). ``phase`` names the part of the
     run that has its own baseline; ``loss`` tells whether it pushes answers down ("sft" does not).
     ``texts=False`` keeps prompts and responses out of what is written. ``thresholds`` gives alarms
-    of this run another size: alarm -> size of its first condition. ``on_alarm`` is called with
-    the judgement when an alarm goes on. ``monitor`` is the URL of a monitor to join, ``train`` the
+    of this run another size: alarm -> size of its first condition. ``on_alarm`` is "log",
+    "checkpoint" or "stop", done when the verdict turns squeezing, diverging or collapsed (see
+    `should_save` and `should_stop`), or a function that is called with the judgement when any alarm
+    goes on and may return one of these words. ``settings`` are more facts of the training for the
+    record, such as its learning rate. ``monitor`` is the URL of a monitor to join, ``train`` the
     training samples (JSONL) that its snapshots take. A second gauge with the same run and directory
     continues record and endpoint. Raises `InputError` when it is made with bad arguments;
     afterwards it never raises.
@@ -84,24 +90,25 @@ class ForceGauge:
         port: int | None = None,
         bind: str | None = None,
         thresholds: Mapping[str, float] | None = None,
-        on_alarm: Callable[[Judgement], None] | None = None,
+        on_alarm: OnAlarm = "log",
         monitor: str | None = None,
         train: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self.run = _run_name(run, phase)
+        self.run = run_name(run, phase)
         self.disabled = os.environ.get("FORCEGAUGE_DISABLED", "") not in ("", "0")
-        self._loss, self._alarms, self._on_alarm = loss, alarms_with(thresholds or {}), on_alarm
-        self._address = (bind or os.environ.get("FORCEGAUGE_BIND") or LOOPBACK, _port(port))
+        self._loss, self._alarms = loss, alarms_with(thresholds or {})
+        self._address = address(bind, port)
         self._pace = Pace(every, budget)
         limits = Limits(max_prompt_tokens, max_response_tokens, append_eos)
-        settings = {"every": every, "budget": budget, "loss": loss, "beta": beta, **asdict(limits)}
-        settings |= {"thresholds": dict(thresholds or {}), "train": _absolute(train)}
-        folder = Path(
-            directory or os.environ.get("FORCEGAUGE_DIR") or f"forcegauge-runs/{self.run}"
-        )
+        own = {"every": every, "budget": budget, "loss": loss, "beta": beta, **asdict(limits)}
+        own |= {"thresholds": dict(thresholds or {}), "train": absolute(train)}
+        known = {**(settings or {}), **own}
+        folder = run_directory(directory, self.run)
         probe_set = probes if isinstance(probes, ProbeSet) else ProbeSet.load(probes)
-        self._journal = Journal(self.run, folder, phase, settings, texts, probe_set, monitor)
+        self._journal = Journal(self.run, folder, phase, known, texts, probe_set, monitor)
         self.guard = Guard(self._journal.line)
+        self._alerts = Alerts(on_alarm, self.guard)
         self._prober = Prober(probe_set, tokenizer, limits, texts, self.guard)
         self._observed = Observed(self._pace.observed_every, tokenizer, self.guard)
         self._ending = Ending(self.close, self._terminated)
@@ -131,6 +138,17 @@ class ForceGauge:
     def failures(self) -> Mapping[str, int]:
         """How many errors of the gauge's own there were, by reason."""
         return self.guard.counts
+
+    @property
+    def should_save(self) -> bool:
+        """Whether ``on_alarm`` asks for a checkpoint now, until the next step; the same on every
+        rank."""
+        return self._alerts.should_save
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether ``on_alarm`` asks the training to end; the same on every rank."""
+        return self._alerts.should_stop
 
     @property
     def probe_seconds(self) -> float:
@@ -207,12 +225,14 @@ class ForceGauge:
     def close(self, reason: str | None = "finished") -> None:
         """End the run: ``finished``, ``stopped``, ``signal`` or ``error``. The endpoint stays.
 
+        One that ``on_alarm`` asked to stop has not finished: its end is ``stopped``.
         Left alone, a run ends ``signal`` on Ctrl-C and SIGTERM (where nobody else listens to it),
         ``stopped`` when the process exits, ``error`` on any other exception. None writes no end:
         another process will go on with the run.
         """
         self._ending.ignore()
         self._observed.detach()
+        reason = "stopped" if reason == "finished" and self.should_stop else reason
         if self._pace.running and not self._closed:
             self._closed = True
             with self.guard("record", self._pace.probed or 0):
@@ -234,13 +254,15 @@ class ForceGauge:
     ) -> Judgement | None:
         if self.disabled or self._closed:
             return None
+        self._alerts.should_save = False
         with self.guard("other", step):
             if not self._pace.running:
-                self._open(_model_name(model), step)
+                self._open(model_name(model), step)
             self._observed.step(step, learning_rate)
             self._show(train_step=self._journal.offset + step)
             if self._pace.due(step, last=last):
                 self._probe_now(model, step, loss)
+                self._alerts.agree()
         return self.judgement
 
     def _open(self, model: str, step: int) -> None:
@@ -277,6 +299,8 @@ class ForceGauge:
             self.judgement = self._phase.replay(line["step"], line["signals"], line["noise"])
             facts = (line["scores"], line["signals"], line["noise"], self.judgement)
             self._show_again(Probe(line["step"], *facts), line, first=False)
+        if self.judgement is not None:
+            self._alerts.known(self.judgement)
         self._pace.resume(past.probes[-1]["step"] - past.offset, self._baseline_step())
         logger.info("resumed at step %d, baseline of step %d", step, baseline["step"])
 
@@ -299,7 +323,7 @@ class ForceGauge:
         forces, observed = self._observed.take(step)
         behaviour = look.behaviour | observed
         with self.guard("other", step):
-            behaviour |= _loss_signal(loss)
+            behaviour |= loss_signal(loss)
         found = self._judge(step, look, behaviour)
         if rank() == 0:
             self._keep_forces(forces, step)
@@ -329,15 +353,7 @@ class ForceGauge:
             self._journal.outputs(step, look.outputs)
         with self.guard("exporter", step):
             self._journal.show_probe(found, baseline=first, seconds=seconds, now=time.time())
-        self._alert(found.judgement, step)
-
-    def _alert(self, judgement: Judgement, step: int) -> None:
-        raised = [state for state in judgement.changed if state.on]
-        for state in raised:
-            logger.warning("%s. %s %s", state.name, state.evidence, alarm(state.name).advice)
-        if raised and self._on_alarm is not None:
-            with self.guard("other", step):
-                self._on_alarm(judgement)
+        self._alerts.tell(found.judgement, step, self.directory)
 
     def _make_phase(self, step: int, baseline: Scores, noise: Mapping[str, float]) -> Phase:
         return Phase(step, baseline, noise, pushes_down(self._loss), self._alarms)
@@ -349,34 +365,3 @@ class ForceGauge:
     def _show(self, **known: Any) -> None:
         ratio, failures = self._pace.overhead_ratio, dict(self.failures)
         self._journal.show(overhead_ratio=ratio, failures=failures, **known)
-
-
-def _run_name(run: str | None, phase: str) -> str:
-    found = run or os.environ.get("FORCEGAUGE_RUN") or "run"
-    check_run_name(found)
-    check_run_name(phase)
-    return found
-
-
-def _absolute(path: str | Path | None) -> str | None:
-    return str(Path(path).absolute()) if path else None
-
-
-def _port(port: int | None) -> int:
-    if port is not None:
-        return port
-    named = os.environ.get("FORCEGAUGE_PORT") or str(DEFAULT_PORT)
-    if not named.isdigit():
-        raise InputError(f"'{named}' is no port", field="FORCEGAUGE_PORT", fix="Use 0 to 65535")
-    return int(named)
-
-
-def _loss_signal(loss: SupportsFloat | None) -> dict[str, float]:
-    if loss is None:
-        return {}
-    return {"loss_nonfinite_ratio": float(not math.isfinite(float(loss)))}
-
-
-def _model_name(model: nn.Module) -> str:
-    inner = getattr(model, "module", model)
-    return str(getattr(getattr(inner, "config", None), "_name_or_path", "") or type(inner).__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from forcegauge.detectors import Judgement
+from forcegauge.alerting import OnAlarm
 from forcegauge.errors import InputError
 from forcegauge.gauge import ForceGauge
 from forcegauge.integrations.rates import learning_rate
@@ -45,7 +45,7 @@ class ForceGaugeCallback(pl.Callback):
         model: str = "model",
         every: int = 50,
         directory: str | Path | None = None,
-        on_alarm: Callable[[Judgement], None] | None = None,
+        on_alarm: OnAlarm = "log",
         log: bool = True,
         trackers: bool = True,
         **options: Any,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from forcegauge.detectors import Judgement
+from forcegauge.alerting import OnAlarm
 from forcegauge.gauge import ForceGauge
 from forcegauge.integrations.rates import learning_rate
 from forcegauge.integrations.telling import Teller
@@ -45,7 +44,7 @@ class ForceGaugeCallback(TrainerCallback):
         directory: str | Path | None = None,
         phase: str | None = None,
         loss: str | None = None,
-        on_alarm: Callable[[Judgement], None] | None = None,
+        on_alarm: OnAlarm = "log",
         log: bool = True,
         trackers: bool = True,
         **options: Any,

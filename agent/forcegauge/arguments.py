@@ -1,0 +1,61 @@
+"""What a gauge is told, by its arguments, the environment or the model itself."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import SupportsFloat
+
+from torch import nn
+
+from forcegauge.errors import InputError
+from forcegauge.record import check_run_name
+
+DEFAULT_PORT = 9790
+LOOPBACK = "127.0.0.1"
+
+
+def run_name(run: str | None, phase: str) -> str:
+    """The run's name, else `FORCEGAUGE_RUN`'s; raises `InputError` for a name that is none."""
+    found = run or os.environ.get("FORCEGAUGE_RUN") or "run"
+    check_run_name(found)
+    check_run_name(phase)
+    return found
+
+
+def run_directory(directory: str | Path | None, run: str) -> Path:
+    """The run's directory, else `FORCEGAUGE_DIR`, else ``forcegauge-runs/RUN``."""
+    return Path(directory or os.environ.get("FORCEGAUGE_DIR") or f"forcegauge-runs/{run}")
+
+
+def absolute(path: str | Path | None) -> str | None:
+    """A path as other processes find it."""
+    return str(Path(path).absolute()) if path else None
+
+
+def address(bind: str | None, port: int | None) -> tuple[str, int]:
+    """Where metrics are served; raises `InputError` where `FORCEGAUGE_PORT` is none."""
+    return bind or os.environ.get("FORCEGAUGE_BIND") or LOOPBACK, _port(port)
+
+
+def _port(port: int | None) -> int:
+    if port is not None:
+        return port
+    named = os.environ.get("FORCEGAUGE_PORT") or str(DEFAULT_PORT)
+    if not named.isdigit():
+        raise InputError(f"'{named}' is no port", field="FORCEGAUGE_PORT", fix="Use 0 to 65535")
+    return int(named)
+
+
+def loss_signal(loss: SupportsFloat | None) -> dict[str, float]:
+    """Whether the training loss is finite; reading it may wait for the device."""
+    if loss is None:
+        return {}
+    return {"loss_nonfinite_ratio": float(not math.isfinite(float(loss)))}
+
+
+def model_name(model: nn.Module) -> str:
+    """The name or folder that a model was loaded from, else its class."""
+    inner = getattr(model, "module", model)
+    return str(getattr(getattr(inner, "config", None), "_name_or_path", "") or type(inner).__name__)
