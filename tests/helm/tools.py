@@ -35,7 +35,7 @@ PROGRAMS = {
 
 
 def program(name: str) -> str:
-    """Path of one of `PROGRAMS`; without it a test is skipped, or fails where tools are promised."""
+    """Path of one of `PROGRAMS`; without it a test is skipped, or fails where tools are due."""
     found = FOLDER / name
     if found.exists():
         return str(found)
