@@ -43,7 +43,7 @@ bench-entk: $(VENV)/ready
 	TQDM_DISABLE=1 PYTHONPATH=build/bergson $(BIN)/python -m tests.benchmarks.entk -o build/entk.json
 	$(BIN)/python -m tests.benchmarks.entk_page build/entk.json
 
-# Scoring beside the other ways and the floors, about 20 minutes on two quiet cores; the page too.
+# Scoring beside the other ways and the floors, about 50 minutes on two quiet cores; the page too.
 bench-scoring: $(VENV)/ready
 	$(BIN)/pip install -q -e '.[bench]'
 	$(BIN)/python -m tests.benchmarks.scoring --results build/scoring.jsonl --page agent

@@ -1,6 +1,6 @@
 """Scoring side by side, in alternation: this package, the authors' way, TRL, lm-eval, floors.
 
-make bench-scoring   # every case, then agent/scoring.md and its picture (about 20 minutes)
+make bench-scoring   # every case, then agent/scoring.md and its picture (about 50 minutes)
 python -m tests.benchmarks.scoring --quick
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -74,7 +74,11 @@ CASES = [
     Case("smollm2", "long", "float32", prompts=1, rounds=1, sizes=(1, 4), tried=4),
     Case("smollm2", "typical", "bfloat16", prompts=3, rounds=2),
     Case("qwen", "typical", "float32", prompts=1, rounds=1, sizes=(1, 4), tried=4),
+    Case("qwen", "short", "float32", prompts=1, rounds=1, sizes=(1, 4), tried=4),
+    Case("qwen", "long", "float32", prompts=1, rounds=1, sizes=(1,), tried=1),
     Case("gpt2", "typical", "float32", prompts=1, rounds=2),
+    Case("gpt2", "short", "float32", prompts=2, rounds=2),
+    Case("gpt2", "long", "float32", prompts=1, rounds=1, sizes=(1, 4), tried=4),
 ]
 QUICK = [Case("smollm2", "tiny", dtype, 1, 1, (1, 4), 4) for dtype in ("float32", "bfloat16")]
 
@@ -320,6 +324,14 @@ def steps(cases: Sequence[Case]) -> int:
     return sum(1 + len(OTHERS) + case.rounds * (len(OTHERS) + 3) for case in cases)
 
 
+def measured(results: Path) -> list[Case]:
+    """The cases of a file of results, where an interrupted run left one."""
+    lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+    rows = [json.loads(line) for line in lines]
+    known = [{field.name: row[field.name] for field in fields(Case)} for row in rows]
+    return [Case(**{**each, "sizes": tuple(each["sizes"])}) for each in known]
+
+
 def quiet() -> None:
     """No library's own messages."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -329,14 +341,17 @@ def quiet() -> None:
 @click.command()
 @click.option("--quick", is_flag=True, help="Two tiny cases; shows that it works.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("build/scoring.jsonl"))
+@click.option("--keep", is_flag=True, help="Measure only the cases that RESULTS has not.")
 @click.option("--page", type=click.Path(path_type=Path), help="Folder to write the page into.")
 @torch.no_grad()
-def main(quick: bool, results: Path, page: Path | None) -> None:
+def main(quick: bool, results: Path, keep: bool, page: Path | None) -> None:
     """Measure every case, a line of JSON each, and write the page."""
-    cases = QUICK if quick else CASES
     quiet()
     results.parent.mkdir(parents=True, exist_ok=True)
-    results.unlink(missing_ok=True)
+    if not keep:
+        results.unlink(missing_ok=True)
+    done = measured(results)
+    cases = [case for case in (QUICK if quick else CASES) if case not in done]
     text = TextColumn("{task.description:<32}")
     columns = (text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=1800) as bar:
