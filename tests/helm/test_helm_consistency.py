@@ -45,6 +45,8 @@ def calls(container: Document) -> Iterator[list[str]]:
     probes = [container.get(f"{name}Probe", {}) for name in ("liveness", "readiness", "startup")]
     commands = [each["exec"]["command"] for each in probes if "exec" in each]
     commands.append([*container.get("command", []), *container.get("args", [])])
+    if "command" not in container and "forcegauge" in container["image"]:
+        yield container.get("args", [])
     for command in commands:
         if command[:1] == ["forcegauge"]:
             yield command[1:]
