@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface
 
 from forcegauge.layout import Block, alike
 
@@ -133,11 +133,11 @@ def attending(model: nn.Module, row: SharedRow) -> Iterator[None]:
         _current.reset(token)
 
 
-def _configs(model: nn.Module) -> Iterator[PreTrainedConfig]:
+def _configs(model: nn.Module) -> Iterator[Any]:
     """Every configuration that a part of the model reads its attention's name from."""
     for part in model.modules():
-        config: Any = getattr(part, "config", None)
-        if isinstance(config, PreTrainedConfig):
+        config = getattr(part, "config", None)
+        if hasattr(config, "_attn_implementation_internal"):
             yield config
 
 
