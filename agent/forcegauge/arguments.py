@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 from torch import nn
 
@@ -59,3 +59,23 @@ def model_name(model: nn.Module) -> str:
     """The name or folder that a model was loaded from, else its class."""
     inner = getattr(model, "module", model)
     return str(getattr(getattr(inner, "config", None), "_name_or_path", "") or type(inner).__name__)
+
+
+def model_facts(model: nn.Module) -> dict[str, Any]:
+    """The format of the weights, and which of them are trained."""
+    weights = list(model.parameters())
+    if not weights:
+        return {}
+    adapters = getattr(getattr(model, "module", model), "peft_config", None) or {}
+    kinds = [_adapter(each) for each in adapters.values()]
+    trained = "all weights" if all(each.requires_grad for each in weights) else "some weights"
+    return {
+        "dtype": str(weights[0].dtype).removeprefix("torch."),
+        "trained": ", ".join(kinds) or trained,
+    }
+
+
+def _adapter(config: Any) -> str:
+    kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    rank = getattr(config, "r", None)
+    return kind if rank is None else f"{kind} of rank {rank}"

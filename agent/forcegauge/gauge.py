@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, SupportsFloat
 
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from forcegauge.arguments import (
     absolute,
     address,
     loss_signal,
+    model_facts,
     model_name,
     run_directory,
     run_name,
@@ -69,6 +71,7 @@ class ForceGauge:
     """What is known since the last probe; None before the first."""
 
     _phase: Phase | None = None
+    _carried: Mapping[str, Any] = MappingProxyType({})
     _closed = False
 
     def __init__(
@@ -222,6 +225,22 @@ class ForceGauge:
         with self.guard("record", step):
             self._journal.line("checkpoint", step, {"path": str(path), "healthy": healthy})
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs where the run's directory is gone, to be saved with a checkpoint.
+
+        Its size is about a kilobyte per probe; it holds greedy outputs unless ``texts`` is false.
+        Empty on other ranks.
+        """
+        found: dict[str, Any] = {}
+        with self.guard("record", self._pace.probed or 0):
+            found |= self._journal.pack()
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, unless the run's directory has a record; before the
+        first step."""
+        self._carried = state
+
     def close(self, reason: str | None = "finished") -> None:
         """End the run: ``finished``, ``stopped``, ``signal`` or ``error``. The endpoint stays.
 
@@ -257,7 +276,7 @@ class ForceGauge:
         self._alerts.should_save = False
         with self.guard("other", step):
             if not self._pace.running:
-                self._open(model_name(model), step)
+                self._open(model, step)
             self._observed.step(step, learning_rate)
             self._show(train_step=self._journal.offset + step)
             if self._pace.due(step, last=last):
@@ -265,7 +284,7 @@ class ForceGauge:
                 self._alerts.agree()
         return self.judgement
 
-    def _open(self, model: str, step: int) -> None:
+    def _open(self, model: nn.Module, step: int) -> None:
         self._pace.begin(step)
         past = Past()
         if rank() == 0:
@@ -273,7 +292,9 @@ class ForceGauge:
             with self.guard("exporter", step):
                 self._journal.serve(*self._address)
             with self.guard("record", step):
-                past = self._journal.open(model, step)
+                self._journal.unpack(self._carried)
+            with self.guard("record", step):
+                past = self._journal.open(model_name(model), step, model_facts(model))
             with self.guard("other", step):
                 self._journal.join(self._status)
         self._resume(agreed(past), step)

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from forcegauge.carried import GREEDY_NAME, State, first_outputs, pack, unpack
 from forcegauge.client import Client, monitor_client, reachable_address
 from forcegauge.detectors import Judgement
 from forcegauge.exporter import Endpoint, RunState, build_snapshot, endpoint, model_label
@@ -84,8 +85,9 @@ class Journal:
         self.served = endpoint(bind, port)
         logger.info("metrics: http://%s:%d/metrics", bind, self.served.port)
 
-    def open(self, model: str, trainer_step: int) -> Past:
-        """Open the record, new or continued, and say what stands in it."""
+    def open(self, model: str, trainer_step: int, known: Mapping[str, Any]) -> Past:
+        """Open the record, new or continued, and say what stands in it; ``known`` goes beside the
+        settings."""
         self.record = open_record(self.directory, self.run)
         lines = read_record(self.directory)
         self._continue_phase(lines)
@@ -96,7 +98,7 @@ class Journal:
         facts = {
             "probe_hash": self.probe_set.hash,
             "model": model,
-            "settings": {**self.settings, "offset": past.offset},
+            "settings": {**known, **self.settings, "offset": past.offset},
             "versions": _versions(),
             "resumed_from": resumed,
         }
@@ -104,6 +106,14 @@ class Journal:
         if self.texts:
             self.probe_set.save(self.directory / PROBES_NAME)
         return past
+
+    def pack(self) -> State:
+        """What the run needs to go on elsewhere; empty without an open record."""
+        return pack(self.directory, self.run, self.phase) if self.record else {}
+
+    def unpack(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `pack` gave, where there is no record yet; before `open`."""
+        unpack(state, self.directory, self.run, self.probe_set if self.texts else None)
 
     def join(self, look: Callable[[], Mapping[str, Any]]) -> None:
         """Tell the monitor of this run, where there is one; ``look`` says how the run is now."""
@@ -139,7 +149,8 @@ class Journal:
 
     def _past(self, lines: list[Line], trainer_step: int) -> Past:
         probes = probes_by_phase(lines)
-        greedy = self._first_outputs() if self.texts else {}
+        outputs = first_outputs(self.directory) if self.texts else []
+        greedy = {row["id"]: row["text"] for row in outputs}
         opened = [row for row in lines if row["kind"] == "run" and row["phase"] == self.phase]
         if not opened or self.phase not in probes:
             return Past(max((row["step"] for row in lines), default=0), greedy=greedy)
@@ -149,11 +160,6 @@ class Journal:
         kept = (first, *(row for row in later if row["step"] <= until))
         baseline = read_scores(self.directory / "scores" / f"{first['step']}.safetensors")
         return Past(offset, baseline, kept, greedy)
-
-    def _first_outputs(self) -> dict[str, str]:
-        path = self.directory / "greedy.jsonl"
-        rows = [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
-        return {row["id"]: row["text"] for row in rows if row["step"] == rows[0]["step"]}
 
     def probe(self, found: Probe, scores: Scores, *, baseline: bool, seconds: float) -> None:
         """Record a probe with its per-response rows; nothing without an open record."""
@@ -206,7 +212,7 @@ class Journal:
         head = {"phase": self.phase, "step": self.offset + step}
         rows = [{**head, "id": i, "prompt": prompts[i], "text": text} for i, text in texts.items()]
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with (self.directory / "greedy.jsonl").open("a", encoding="utf-8") as file:
+        with (self.directory / GREEDY_NAME).open("a", encoding="utf-8") as file:
             file.write(data)
 
     def show(self, **known: Any) -> None:

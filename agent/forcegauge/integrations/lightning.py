@@ -16,6 +16,7 @@ from torch import nn
 from forcegauge.alerting import OnAlarm
 from forcegauge.errors import InputError
 from forcegauge.gauge import ForceGauge
+from forcegauge.integrations.facts import of_lightning
 from forcegauge.integrations.rates import learning_rate
 from forcegauge.integrations.telling import Teller
 from forcegauge.probes import ProbeSet
@@ -54,6 +55,8 @@ class ForceGaugeCallback(pl.Callback):
         self._probes = probes if isinstance(probes, ProbeSet) else ProbeSet.load(probes)
         self._tokenizer, self._name, self._directory = tokenizer, model, directory
         self._options = {**options, "run": run, "every": every, "on_alarm": on_alarm}
+        self._settings = dict(self._options.pop("settings", None) or {})
+        self._carried: dict[str, Any] = {}
         self._log, self._trackers = log, trackers
         self._teller: Teller | None = None
         self._saved: set[str] = set()
@@ -68,7 +71,11 @@ class ForceGaugeCallback(pl.Callback):
         """
         model = self._model(pl_module)
         directory = self._directory or Path(trainer.default_root_dir) / FOLDER
-        self.gauge = ForceGauge(self._probes, self._tokenizer, directory=directory, **self._options)
+        settings = {**of_lightning(trainer), **self._settings}
+        self.gauge = ForceGauge(
+            self._probes, self._tokenizer, directory=directory, settings=settings, **self._options
+        )
+        self.gauge.load_state_dict(self._carried)
         self._teller = Teller(self.gauge, log=self._log)
         self._step, self._saved = trainer.global_step, checkpoints(trainer)
         self.gauge.step(model, self._step)
@@ -103,6 +110,7 @@ class ForceGaugeCallback(pl.Callback):
             model = self._model(pl_module)
             self.gauge.step(model, self._step, loss=loss, learning_rate=self._rate)
             self._tell(trainer)
+            self._ask(trainer, self.gauge)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Probe the last state and end the record; the endpoint stays."""
@@ -119,6 +127,22 @@ class ForceGaugeCallback(pl.Callback):
         told = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         if self.gauge is not None:
             self.gauge.close("signal" if told else "error")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run, for a resume that does not find its directory."""
+        return self.gauge.state_dict() if self.gauge is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the run from a checkpoint; its directory goes first."""
+        self._carried = state_dict
+
+    def _ask(self, trainer: pl.Trainer, gauge: ForceGauge) -> None:
+        if gauge.should_save:
+            path = _folder(trainer) / f"alarm-step={trainer.global_step}.ckpt"
+            with gauge.guard("other", trainer.global_step):
+                trainer.save_checkpoint(path)
+                gauge.saved(path, trainer.global_step)
+        trainer.should_stop = trainer.should_stop or gauge.should_stop
 
     def _tell(self, trainer: pl.Trainer) -> None:
         if self._teller is not None and trainer.is_global_zero:
@@ -154,6 +178,13 @@ def _send(trainer: pl.Trainer, numbers: dict[str, float], verdict: str) -> None:
         if isinstance(each, TAKING_TEXT):
             told["forcegauge/verdict_text"] = verdict
         each.log_metrics(told, step=trainer.global_step)
+
+
+def _folder(trainer: pl.Trainer) -> Path:
+    """Where `ModelCheckpoint` saves, or else the trainer."""
+    keepers = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+    named = next((one.dirpath for one in keepers if one.dirpath), None)
+    return Path(named or Path(trainer.default_root_dir) / "checkpoints")
 
 
 def checkpoints(trainer: pl.Trainer) -> set[str]:

@@ -11,3 +11,10 @@ def learning_rate(optimizer: Any) -> float | None:
     groups = getattr(optimizer, "param_groups", None) or [{}]
     rate = groups[0].get("lr")
     return float(rate) if isinstance(rate, int | float) else None
+
+
+def first_rate(optimizer: Any) -> float | None:
+    """The learning rate that a schedule started from, before its warm-up."""
+    groups = getattr(optimizer, "param_groups", None) or [{}]
+    rate = groups[0].get("initial_lr", groups[0].get("lr"))
+    return float(rate) if isinstance(rate, int | float) else None

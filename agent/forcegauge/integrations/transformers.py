@@ -11,11 +11,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from forcegauge.alerting import OnAlarm
 from forcegauge.gauge import ForceGauge
+from forcegauge.integrations.facts import of_arguments
 from forcegauge.integrations.rates import learning_rate
 from forcegauge.integrations.telling import Teller
 from forcegauge.probes import ProbeSet
 
 FOLDER = "forcegauge"
+STATE = "forcegauge"
+"""Where the run travels in the trainer's saved state."""
 PAIR_KINDS = ("dpo", "cpo", "orpo")
 """Trainers that put the chosen answers in a batch's first half and the rejected in the second."""
 SAMPLING_KINDS = ("grpo", "rloo")
@@ -52,6 +55,7 @@ class ForceGaugeCallback(TrainerCallback):
         # read here and not in the trainer, so that a bad probe file is told before the model loads
         self._probes = probes if isinstance(probes, ProbeSet) else ProbeSet.load(probes)
         self._options = {**options, "run": run, "every": every, "on_alarm": on_alarm}
+        self._settings = dict(self._options.pop("settings", None) or {})
         self._directory, self._phase, self._loss = directory, phase, loss
         self._log, self._report = log, trackers
         self._rate: float | None = None
@@ -76,8 +80,11 @@ class ForceGaugeCallback(TrainerCallback):
             phase=self._phase or kind or "train",
             loss=self._loss or trainer_loss(args, kind),
             beta=getattr(args, "beta", None),
+            settings={**of_arguments(args), **self._settings},
             **self._options,
         )
+        carried: Any = state.stateful_callbacks
+        self.gauge.load_state_dict(carried.get(STATE, {}))
         self._teller = Teller(self.gauge, log=self._log)
         with self.gauge.guard("other", state.global_step):
             self._trackers = trackers_of_the_caller() if self._report else []
@@ -121,6 +128,18 @@ class ForceGaugeCallback(TrainerCallback):
                 # here already: at the end of the training trackers are closed before us
                 self.gauge.finish(kwargs["model"], state.global_step)
             self._tell(args, state, control, kwargs)
+            self._ask(control)
+            self._carry(state, control)
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Have the run travel with a checkpoint that is saved at an epoch's end."""
+        self._carry(state, control)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -143,6 +162,22 @@ class ForceGaugeCallback(TrainerCallback):
             self._trackers = []
             self._tell(args, state, control, kwargs)
             self.gauge.close("finished" if state.global_step >= state.max_steps else "stopped")
+
+    def _ask(self, control: TrainerControl) -> None:
+        if self.gauge is not None:
+            control.should_save = control.should_save or self.gauge.should_save
+            control.should_training_stop = control.should_training_stop or self.gauge.should_stop
+
+    def _carry(self, state: TrainerState, control: TrainerControl) -> None:
+        """The run travels in the checkpoint, for a resume that does not find its directory.
+
+        Not as an `ExportableState`: that one is restored by making the callback anew from JSON, and
+        a checkpoint from before the callback was added could not be gone on from.
+        """
+        if self.gauge is not None and control.should_save:
+            with self.gauge.guard("record", state.global_step):
+                carried: Any = state.stateful_callbacks
+                carried[STATE] = self.gauge.state_dict()
 
     def _tell(
         self,
