@@ -12,10 +12,21 @@ from torch import nn
 from forcegauge.encoding import encode_prompt, encode_response
 from forcegauge.greedy import greedy_decode, leakage, overlap, repetition, stop_tokens
 from forcegauge.probes import ProbeSet
+from forcegauge.ranks import ALONE, Ranks
+from forcegauge.sharding import tensor_parallel
 
 DECODED_PROBES = 16
 NEW_TOKENS = 48
 """Enough to see a loop; every token costs a forward."""
+
+
+SIGNALS = (
+    "greedy_repetition_ratio",
+    "greedy_repetition_change_ratio",
+    "greedy_overlap_ratio",
+    "answer_leakage_ratio",
+)
+"""What is known only where outputs were decoded."""
 
 
 class Behaviour:
@@ -31,10 +42,28 @@ class Behaviour:
             for probe in self._probes
         ]
 
-    def decode(self, model: nn.Module) -> list[list[int]]:
-        """Token ids of each output; the caller isolates the model."""
+    @property
+    def width(self) -> int:
+        """Tokens of the longest prompt with its output."""
+        return max(map(len, self._prompts)) + NEW_TOKENS
+
+    def decode(
+        self, model: nn.Module, rows: int = DECODED_PROBES, ranks: Ranks = ALONE
+    ) -> list[list[int]]:
+        """Token ids of each output, ``rows`` of them at a time; the caller isolates the model.
+
+        The prompts are dealt to ``ranks``, which all run as many forwards.
+        """
         stop = stop_tokens(model, self._tokenizer.eos_token_id)
-        return greedy_decode(model, self._prompts, new_tokens=NEW_TOKENS, stop=stop)
+        every = 1 if tensor_parallel(model) else ranks.count
+        most, mine = -(-len(self._prompts) // every), self._prompts[ranks.rank % every :: every]
+        outputs: list[list[int]] = []
+        with ranks.together(model):
+            for first in range(0, most, rows):
+                few = mine[first : first + rows] or self._prompts[:1]
+                outputs += greedy_decode(model, few, new_tokens=NEW_TOKENS, stop=stop)
+            said = ranks.gathered(outputs)
+        return [said[place % every][place // every] for place in range(len(self._prompts))]
 
     def signals(self, outputs: Sequence[Sequence[int]]) -> dict[str, float]:
         """Repetition within outputs, overlap between prompts, leakage of other prompts' answers."""

@@ -72,7 +72,9 @@ class Head:
         if (shard := shard_of(module)) is not None:
             near = self._after(shard.near(hidden, targets)).float()
             return shard.statistics(self._tile(hidden, shard.weight, shard.bias), near, targets)
-        if type(module) is not nn.Linear or "forward" in vars(module):
+        # a linear layer with a forward of its own is more than one, FSDP2's class of it is not
+        plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+        if not isinstance(module, nn.Linear) or not plain or "forward" in vars(module):
             return in_chunks(lambda part: self.logits(hidden[part]), targets)
         weight, bias = module.weight, module.bias
         near = (hidden * weight[targets]).sum(1)
@@ -98,6 +100,8 @@ def head_of(model: nn.Module) -> Head:
     inner: Any = inner_model(model)
     config = text_config(model)
     module = None if inner is None else inner.get_output_embeddings()
+    # FSDP1 gathers the weights of what it wraps between the wrapper's hooks and those inside
+    module = getattr(module, "_fsdp_wrapped_module", module)
     scale = 1.0
     for name in _MULTIPLIERS:
         scale *= float(getattr(config, name, None) or 1.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,9 @@ from forcegauge.errors import InputError
 from forcegauge.head import Reading
 from forcegauge.layout import offsets
 from forcegauge.probes import ProbeSet
+from forcegauge.ranks import ALONE, RankError, Ranks
 from forcegauge.scores import Scores, collect
+from forcegauge.sharding import Values, merged, shares, tensor_parallel
 from forcegauge.ways import Choice, Way
 
 TOKEN_BUDGET = 4096
@@ -35,6 +39,9 @@ class Scorer:
 
     Forwards have at most ``token_budget`` tokens, and fewer where ``max_memory`` is given and they
     would add more than so many bytes to what the model takes (see `forcegauge.budget`).
+
+    With `forcegauge.ranks.everyone` for ``ranks`` every rank scores its share of a pass and has
+    all of the scores; all of them have to call, with the same arguments.
     """
 
     def __init__(
@@ -47,12 +54,14 @@ class Scorer:
         append_eos: bool = False,
         token_budget: int = TOKEN_BUDGET,
         max_memory: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         if not len(probe_set):
             raise InputError("the probe set is empty", fix="Give it at least one probe")
         self.probe_set = probe_set
         self.token_budget = token_budget
         self.max_memory = max_memory
+        self._ranks = ranks
         self.sequences: Sequence[TokenSequence] = encode_probes(
             probe_set,
             tokenizer,
@@ -87,7 +96,8 @@ class Scorer:
         square of the differences of their per-token means. The mean over them changes by less."""
         choice, few = self._prepare(model), self._few()
         plain: Way = "padded" if choice.way != "padded" else "single"
-        tokens = ways.tokens_of(model, plain, choice.reading, few, choice.budget, self.max_memory)
+        limits = (choice.budget, self.max_memory)
+        tokens = ways.tokens_of(model, plain, choice.reading, few, *limits, self._ranks)
         other = Choice(plain, choice.reading, tokens)
         first, second = (self._values(model, how, few)["logprob"] for how in (choice, other))
         difference = first.astype(np.float64) - second
@@ -98,6 +108,12 @@ class Scorer:
             name: float(np.sqrt(np.mean(means[place == index] ** 2)))
             for index, name in enumerate(self.probe_set.types)
         }
+
+    def halve(self) -> None:
+        """Take half as many tokens in a forward from the next pass on."""
+        self.token_budget = max(1, self.token_budget // 2)
+        if self._choice is not None:
+            self._choice = replace(self._choice, budget=max(1, self._choice.budget // 2))
 
     def _of(self, probes: Sequence[int] | None) -> Sequence[TokenSequence]:
         """The responses of some probes, in the usual order."""
@@ -138,7 +154,12 @@ class Scorer:
         vocabulary = getattr(config, "vocab_size", None)
         check_fits(self.sequences, self.probe_set, context, vocabulary)
         if self._choice is None:
-            self._choice = ways.choose(model, self.sequences, self.token_budget, self.max_memory)
+            with self._together(model):
+                limits = [each for each in self._ranks.gathered(self.max_memory) if each]
+                self.max_memory = min(limits, default=None)
+                what = (self.sequences, self.token_budget, self.max_memory)
+                choice = ways.choose(model, *what, self._ranks)
+            self._choice = choice
         return self._choice
 
     def _values(
@@ -147,10 +168,28 @@ class Scorer:
         choice: Choice,
         sequences: Sequence[TokenSequence],
         advance: Callable[[int], None] | None = None,
-    ) -> dict[str, Any]:
-        """Per-token statistics as flat arrays, whatever the order of the batches."""
+    ) -> Values:
+        """Per-token statistics as flat arrays, whatever the order of the batches and whichever
+        rank ran them."""
+        parts = shares(sequences, 1 if tensor_parallel(model) else self._ranks.count)
+        place = self._ranks.rank % len(parts)
+        counts = [ways.forwards(choice, part.sequences) for part in parts]
+        with self._together(model):
+            mine = self._share(model, choice, parts[place].sequences, advance)
+            for _ in range(max(counts) - counts[place]):
+                ways.idle(model, self.sequences)
+            found = self._ranks.gathered(mine)
+        return merged(parts, found[: len(parts)])
+
+    def _share(
+        self,
+        model: nn.Module,
+        choice: Choice,
+        sequences: Sequence[TokenSequence],
+        advance: Callable[[int], None] | None,
+    ) -> Values:
         head, total = heads.head_of(model), int(offsets(sequences)[-1])
-        values: dict[str, Any] = {}
+        values: Values = {}
         for batch in ways.batches(choice.way, sequences, choice.budget):
             found = ways.run(model, head, batch, choice.reading)
             for name, tensor in found.items():
@@ -159,3 +198,16 @@ class Scorer:
             if advance is not None:
                 advance(len(batch.slots))
         return values
+
+    @contextmanager
+    def _together(self, model: nn.Module) -> Iterator[None]:
+        """As `Ranks.together`; where it fails, a forward of one sequence is run at its end: FSDP
+        takes a forward that an error broke off for one that still goes on."""
+        self._ranks.meet()
+        try:
+            with self._ranks.together(model):
+                yield
+        except RankError:
+            with self._ranks.together(model):
+                ways.idle(model, self.sequences)
+            raise

@@ -29,6 +29,7 @@ from forcegauge.layout import (
     shared_batches,
 )
 from forcegauge.products import FastProducts
+from forcegauge.ranks import ALONE, RankError, Ranks
 from forcegauge.reductions import Statistics
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ _ROUNDINGS = 64
 _WHOLE_LOGITS = 1 << 27  # logits that may be held at once where they come whole, 512 MiB
 
 _FAILURES = (
+    RankError,
     HeadError,
     AttentionError,
     budgets.BudgetError,
@@ -79,6 +81,18 @@ def batches(way: Way, sequences: Sequence[TokenSequence], budget: int) -> Iterat
     if way == "cached":
         return cached_batches(sequences, budget)
     return padded_batches(sequences, budget if way == "padded" else 1)
+
+
+def forwards(choice: Choice, sequences: Sequence[TokenSequence]) -> int:
+    """How often a pass over these calls the model."""
+    found = batches(choice.way, sequences, choice.budget)
+    return sum(1 + (isinstance(each, CachedBatch) and each.responses is not None) for each in found)
+
+
+def idle(model: nn.Module, sequences: Sequence[TokenSequence]) -> None:
+    """One forward of the shortest of these, for nothing but that all ranks run as many."""
+    few = heads.accepted(model, {"logits_to_keep": 1})
+    model(**_bare(model, min(sequences, key=len)), **few)
 
 
 def run(model: nn.Module, head: Head, batch: AnyBatch, reading: Reading) -> Statistics:
@@ -149,19 +163,25 @@ def choose(
     sequences: Sequence[TokenSequence],
     budget: int,
     max_memory: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Choice:
     """The fastest way and reading whose log-probs are those of single sequences, unpadded, with
     the model's own logits. It costs about six small forwards; the log says what was chosen.
 
     Forwards take at most ``budget`` tokens and ``max_memory`` bytes above what was there; raises
-    `InputError` where one sequence alone takes more.
+    `InputError` where one sequence alone takes more. All ``ranks`` run the same forwards, and
+    choose what is right on all of them.
     """
     with FastProducts(narrow_only=True):
-        return _chosen(model, sequences, budget, max_memory)
+        return _chosen(model, sequences, budget, max_memory, ranks)
 
 
 def _chosen(
-    model: nn.Module, sequences: Sequence[TokenSequence], budget: int, max_memory: int | None
+    model: nn.Module,
+    sequences: Sequence[TokenSequence],
+    budget: int,
+    max_memory: int | None,
+    ranks: Ranks,
 ) -> Choice:
     few, head = _sample(sequences), heads.head_of(model)
     if max_memory is not None:
@@ -171,7 +191,8 @@ def _chosen(
 
     def distance(way: Way, reading: Reading) -> float:
         found = torch.full_like(truth, torch.nan)
-        for batch in batches(way, few, tokens_of(model, way, reading, few, budget, max_memory)):
+        tokens = tokens_of(model, way, reading, few, budget, max_memory, ranks)
+        for batch in batches(way, few, tokens):
             slots = torch.from_numpy(batch.slots).to(found.device)
             found[slots] = run(model, head, batch, reading)["logprob"].to(found.dtype)
         return _distance(found, truth)
@@ -179,20 +200,20 @@ def _chosen(
     dtype = _working_dtype(model, head, few[0])
     worst = _WORST.get(dtype, _WORST_SHORT)
     readings: list[Reading] = ["head", "rows", "logits"]
-    if not _works(lambda: heads.agrees(model, head, bare, dtype), "head"):
+    if not _works(lambda: heads.agrees(model, head, bare, dtype), "head", ranks):
         readings = readings[1:]
     plain: list[tuple[Way, Reading]] = [("padded", reading) for reading in readings]
     plain += [("single", reading) for reading in readings]
-    base, reading = _first(plain, ("single", "logits"), lambda c: distance(*c) <= worst)
-    noise = distance(base, reading)
+    base, reading = _first(plain, ("single", "logits"), lambda c: distance(*c) <= worst, ranks)
+    noise = max(ranks.gathered(distance(base, reading)))
     near = max(TOLERANCE, _ROUNDINGS * torch.finfo(dtype).eps, min(4 * noise, worst))
     fast: list[tuple[Way, Reading]] = [("shared", reading), ("cached", reading)]
-    way = _first(fast, (base, reading), lambda c: distance(*c) <= near)[0]
+    way = _first(fast, (base, reading), lambda c: distance(*c) <= near, ranks)[0]
     if noise > TOLERANCE:
         logger.info("batching alone changes a token's log-prob by up to %.1e nats", noise)
     _say(way, reading, slow=way == base or reading == "logits")
     try:
-        tokens = tokens_of(model, way, reading, sequences, budget, max_memory)
+        tokens = tokens_of(model, way, reading, sequences, budget, max_memory, ranks)
     except budgets.BudgetError as error:
         raise budgets.too_little(error.needed, max_memory or 0) from None
     return Choice(way, reading, tokens)
@@ -205,6 +226,7 @@ def tokens_of(
     sequences: Sequence[TokenSequence],
     budget: int,
     max_memory: int | None,
+    ranks: Ranks = ALONE,
 ) -> int:
     """Tokens of a forward; fewer where the logits of all of them are held, or memory is short.
     Raises `BudgetError` where one sequence alone takes more than ``max_memory`` bytes."""
@@ -213,7 +235,9 @@ def tokens_of(
     if max_memory is None:
         return few
     shape = budgets.shape_of(model)
-    return budgets.largest(shape, partial(batches, way, sequences), reading, few, max_memory)
+    fitting = partial(batches, way, sequences)
+    # a rank may hold another part of the weights, and take the model for narrower
+    return min(ranks.gathered(budgets.largest(shape, fitting, reading, few, max_memory)))
 
 
 def _check_memory(model: nn.Module, few: Sequence[TokenSequence], limit: int) -> None:
@@ -237,17 +261,21 @@ def _first(
     options: Sequence[tuple[Way, Reading]],
     otherwise: tuple[Way, Reading],
     right: Callable[[tuple[Way, Reading]], bool],
+    ranks: Ranks,
 ) -> tuple[Way, Reading]:
     for option in options:
-        if _works(partial(right, option), "/".join(option)):
+        if _works(partial(right, option), "/".join(option), ranks):
             return option
     return otherwise
 
 
-def _works(check: Callable[[], bool], name: str) -> bool:
-    """Whether a check holds; one that fails in any way but memory does not."""
+def _works(check: Callable[[], bool], name: str, ranks: Ranks) -> bool:
+    """Whether a check holds on all ranks; one that fails in any way but memory does not."""
+    ranks.meet()
     try:
-        held = check()
+        with ranks.together():
+            held = check()
+        held = all(ranks.gathered(held))
     except torch.OutOfMemoryError:
         raise
     except _FAILURES as error:
