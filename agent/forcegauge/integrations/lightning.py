@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,12 +16,16 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from forcegauge.alerting import OnAlarm
+from forcegauge.arguments import model_name
 from forcegauge.errors import InputError
 from forcegauge.gauge import ForceGauge
 from forcegauge.integrations.facts import of_lightning
 from forcegauge.integrations.rates import learning_rate
 from forcegauge.integrations.telling import Teller
+from forcegauge.loading import load_tokenizer
 from forcegauge.probes import ProbeSet
+
+logger = logging.getLogger("forcegauge")
 
 FOLDER = "forcegauge"
 
@@ -70,7 +76,11 @@ class ForceGaugeCallback(pl.Callback):
         Raises `InputError` where the module has no such model.
         """
         model = self._model(pl_module)
-        directory = self._directory or Path(trainer.default_root_dir) / FOLDER
+        directory = (
+            self._directory
+            or os.environ.get("FORCEGAUGE_DIR")
+            or Path(trainer.default_root_dir) / FOLDER
+        )
         settings = {**of_lightning(trainer), **self._settings}
         self.gauge = ForceGauge(
             self._probes, self._tokenizer, directory=directory, settings=settings, **self._options
@@ -166,6 +176,44 @@ class ForceGaugeCallback(pl.Callback):
             for path in sorted(found - self._saved):
                 self.gauge.saved(path, trainer.global_step)
             self._saved = found
+
+
+class Attached(ForceGaugeCallback):
+    """For a script that knows nothing of it, see `forcegauge.attach`: the environment names the
+    probes, model and tokenizer are found, and a script's own callback goes first."""
+
+    def __init__(self) -> None:
+        super().__init__(os.environ["FORCEGAUGE_PROBES"], None)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the baseline, unless somebody else does or nothing fits."""
+        everyone: list[Any] = getattr(trainer, "callbacks", [])
+        others = [each for each in everyone if each is not self]
+        if any(isinstance(each, ForceGaugeCallback) for each in others):
+            return
+        try:
+            self._name = language_model(pl_module)
+            self._tokenizer = tokenizer_of(trainer, pl_module, self._model(pl_module))
+            super().on_train_start(trainer, pl_module)
+        except InputError as error:
+            logger.error("not attached, training goes on: %s", error)
+
+
+def language_model(module: pl.LightningModule) -> str:
+    """The name of the Hugging Face model in a module, one that is trained before a frozen one;
+    ``model`` where there is none."""
+    children = list(module.named_children())
+    found = [(n, child) for n, child in children if hasattr(child, "get_output_embeddings")]
+    trained = [n for n, child in found if any(p.requires_grad for p in child.parameters())]
+    return next(iter([*trained, *(n for n, _ in found)]), "model")
+
+
+def tokenizer_of(trainer: pl.Trainer, module: pl.LightningModule, model: nn.Module) -> Any:
+    """The ``tokenizer`` of the module or its data module, or else the one that lies beside the
+    model; raises `InputError` where there is none."""
+    data = getattr(trainer, "datamodule", None)
+    found = getattr(module, "tokenizer", None) or getattr(data, "tokenizer", None)
+    return found or load_tokenizer(model_name(model))
 
 
 TAKING_TEXT = (CSVLogger, WandbLogger)

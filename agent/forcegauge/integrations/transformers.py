@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from forcegauge.alerting import OnAlarm
+from forcegauge.errors import InputError
 from forcegauge.gauge import ForceGauge
 from forcegauge.integrations.facts import of_arguments
 from forcegauge.integrations.rates import learning_rate
 from forcegauge.integrations.telling import Teller
 from forcegauge.probes import ProbeSet
+
+logger = logging.getLogger("forcegauge")
 
 FOLDER = "forcegauge"
 STATE = "forcegauge"
@@ -76,7 +81,7 @@ class ForceGaugeCallback(TrainerCallback):
         self.gauge = ForceGauge(
             self._probes,
             getattr(tokenizer, "tokenizer", tokenizer),
-            directory=self._directory or _folder(args),
+            directory=self._directory or os.environ.get("FORCEGAUGE_DIR") or _folder(args),
             phase=self._phase or kind or "train",
             loss=self._loss or trainer_loss(args, kind),
             beta=getattr(args, "beta", None),
@@ -192,22 +197,52 @@ class ForceGaugeCallback(TrainerCallback):
             self._teller.tell(known["model"], state.global_step, send if self._trackers else None)
 
 
+class Attached(ForceGaugeCallback):
+    """For a training script that knows nothing of it, see `forcegauge.attach`: the environment
+    names the probes, and a script's own callback goes first."""
+
+    def __init__(self) -> None:
+        super().__init__(os.environ["FORCEGAUGE_PROBES"])
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Take the baseline, unless somebody else does or nothing fits."""
+        others = [each for each in callbacks_of_the_caller() if each is not self]
+        if any(isinstance(each, ForceGaugeCallback) for each in others):
+            return
+        try:
+            super().on_train_begin(args, state, control, **kwargs)
+        except InputError as error:
+            logger.error("not attached, training goes on: %s", error)
+
+
 def trackers_of_the_caller() -> list[TrainerCallback]:
-    """The integrations that ``report_to`` gave the trainer whose handler is calling just now.
+    """The integrations that ``report_to`` gave the trainer whose handler is calling just now."""
+    # not part of its documented interface: where it is gone, only trackers are silent
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    known: tuple[Any, ...] = tuple(INTEGRATION_TO_CALLBACK.values())
+    return [each for each in callbacks_of_the_caller() if isinstance(each, known)]
+
+
+def callbacks_of_the_caller() -> list[TrainerCallback]:
+    """All callbacks of the trainer whose handler is calling just now.
 
     transformers gives a callback no way to log, and not the handler that has the trackers either:
     it is read off the stack. Empty where no handler calls.
     """
-    # not part of its documented interface: where it is gone, only trackers are silent
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     from transformers.trainer_callback import CallbackHandler
 
-    known: tuple[Any, ...] = tuple(INTEGRATION_TO_CALLBACK.values())
     frame = inspect.currentframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, CallbackHandler):
-            return [each for each in caller.callbacks if isinstance(each, known)]
+            return list(caller.callbacks)
         frame = frame.f_back
     return []
 
