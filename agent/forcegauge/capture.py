@@ -5,11 +5,11 @@ What is covered:
 - TRL's SFT, DPO, KTO, GRPO and RLOO trainers (``fused_lm_head=True``): a gradient hook on the
   per-token log-probs; ||pi||^2 from the same forward's hidden states where TRL did not compute it.
   An entropy bonus does not pass through the log-probs: it is named in `Capture.not_covered`.
-- Any model that returns logits (plain transformers, older TRL, TRL's CPO and ORPO, label
-  smoothing): a gradient hook on the logits. It sees every term of the loss; what of it is not of
-  the form w (pi - e_y) is measured as ``force_uncovered_ratio``.
+- Any model that returns logits (transformers, older TRL, CPO and ORPO, label smoothing): a gradient
+  hook on them. It sees every term; what is not w (pi - e_y) is ``force_uncovered_ratio``.
 - A model that returns nothing but a token-mean loss of its ``labels`` (fused cross-entropy).
 - Any other loop: `Capture.observe`.
+- Of a compiled model what lies outside of the compiled code: with ``torch_compile`` nothing.
 
 Forces are those of this process, before gradients are averaged over ranks. They sum over the
 backward passes of an optimizer step, however the trainer divides the loss among these; contexts
@@ -120,7 +120,8 @@ class Capture:
         self.detach()
         self._handles = [model.register_forward_hook(self._after_model, with_kwargs=True)]
         backbone = getattr(inner_model(model), "base_model", None)
-        if isinstance(backbone, nn.Module):
+        # a hook less or more inside of a compiled wrapper would compile it anew
+        if isinstance(backbone, nn.Module) and not hasattr(model, "_orig_mod"):
             self._handles.append(backbone.register_forward_hook(self._after_backbone))
         return self
 
@@ -162,13 +163,10 @@ class Capture:
         """Watch per-token log-probs of a loop's own loss; for a model that is not attached.
 
         Args:
-            logps: log pi of ``labels``, [rows, tokens], part of the graph that will be
-                back-propagated.
+            logps: log pi of ``labels``, [rows, tokens], in the graph that is back-propagated.
             labels: the tokens, same shape; `IGNORED` where nothing is trained.
-            logits: what ``logps`` was made from (temperature not yet applied), [rows, tokens,
-                vocab]; read at once and let go.
-            log_sum_sq: log ||pi||^2 instead, [rows, tokens]. With neither, only what needs no
-                ||pi||^2 is measured.
+            logits: what ``logps`` was made from before any temperature, [rows, tokens, vocab].
+            log_sum_sq: log ||pi||^2 instead, [rows, tokens]. With neither, less is measured.
             input_ids: the token before each label, with all before it in the row: tells which
                 contexts are the same. Without, all count as different.
         """
@@ -193,19 +191,23 @@ class Capture:
             logger.warning("forces are no longer read: %s", self.error)
             self.detach()
 
+    def _looking(self) -> bool:
+        """Never while compiling: hooks would become part of the graphs, and break them."""
+        return not torch.compiler.is_compiling() and self.observing and torch.is_grad_enabled()
+
     def _after_backbone(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.observing and torch.is_grad_enabled():
+        if self._looking():
             hidden = getattr(output, "last_hidden_state", None)
             self._hidden = None if hidden is None else hidden.detach()
 
     def _after_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        hidden, self._hidden = self._hidden, None
-        if self.observing and torch.is_grad_enabled():
+        if self._looking():
+            hidden, self._hidden = self._hidden, None
             with self._harmless():
-                inputs = {"input_ids": args[0] if args else None, **kwargs}
-                self._watch(module, inputs, output, hidden)
+                ids = {"input_ids": args[0] if args else None}
+                self._watch(module, {**ids, **kwargs}, output, hidden)
 
     def _watch(
         self, model: nn.Module, inputs: Mapping[str, Any], output: Any, hidden: Tensor | None
@@ -272,8 +274,10 @@ class Capture:
         measured = self._from_logits(logits[:, -length - 1 : -1], nexts, nexts != IGNORED)
         seen = self._pass(nexts, _prefixes(inputs, length), measured, counted=given)
 
-        def read(gradient: Tensor) -> None:
+        def read(gradient: Tensor | None) -> None:
             with self._harmless():
+                if gradient is None:
+                    raise RunError("the model is compiled with its loss: forces are not seen")
                 self._keep(seen, *_project(gradient, seen))
 
         logits.register_hook(read)
@@ -335,9 +339,8 @@ def _next_labels(inputs: Mapping[str, Any]) -> Tensor:
 
 def _padding(inputs: Mapping[str, Any], ids: Tensor) -> Tensor:
     mask = inputs.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
-        return torch.zeros_like(ids, dtype=torch.bool)
-    return mask == 0
+    given = isinstance(mask, Tensor) and mask.shape == ids.shape
+    return mask == 0 if given else torch.zeros_like(ids, dtype=torch.bool)
 
 
 def _prefixes(inputs: Mapping[str, Any], length: int) -> Tensor | None:
@@ -375,8 +378,8 @@ def _project(gradient: Tensor, seen: _Pass) -> tuple[Tensor, dict[str, float]]:
 
 def _measured(statistics: Statistics) -> Measured:
     names = ("logprob", "energy", "collision", "residual_norm")
-    empty = torch.zeros(0)
-    logprob, energy, collision, norm = (_here(statistics.get(name, empty)) for name in names)
+    found = (_here(statistics.get(name, torch.zeros(0))) for name in names)
+    logprob, energy, collision, norm = found
     others, beside = collision - (2 * logprob).exp(), norm.square() - energy.square()
     # each difference keeps its digits on one side only: the collision's where pi_y is small
     return logprob, energy, torch.where(energy > 0.5, others, beside).clamp(min=0)
@@ -391,7 +394,6 @@ def _check_head(ours: Tensor, theirs: Tensor) -> None:
     off = float((ours - _here(theirs)).abs().mean()) if ours.numel() else 0.0
     if not off <= HEAD_TOLERANCE:
         raise RunError(
-            f"log-probs read off the model's head are {off:.2g} nats from the trainer's: "
-            "the trainer divides its logits by a temperature that the capture was not told, or "
-            "the head does more than scale and soft-cap"
+            f"log-probs read off the model's head are {off:.2g} nats from the trainer's: the head "
+            "does more than scale and soft-cap, or the trainer has a temperature not told here"
         )

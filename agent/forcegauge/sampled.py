@@ -61,6 +61,8 @@ class SampledRows:
             self._samples.add(groups.values(), ended)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
         if self._observing() and torch.is_grad_enabled():
             with self._harmless(), torch.no_grad():
                 self._read(*(kwargs.get(key) for key in ("input_ids", "attention_mask", "labels")))
