@@ -88,6 +88,8 @@ def make_app(settings: Settings) -> Celery:
             "unacked_mutex_expire": 30,
             "unacked_restore_throttle": 1,
             "priority_steps": STEPS,
+            # so that an autoscaler can name the lists: QUEUE, QUEUE:3, QUEUE:6
+            "sep": ":",
             "queue_order_strategy": "priority",
             "socket_connect_timeout": 5,
             "socket_timeout": 30,

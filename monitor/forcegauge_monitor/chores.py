@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -31,6 +32,7 @@ REAP_SECONDS = 10.0
 RETAIN_SECONDS = 600.0
 WATCH_SECONDS = 30.0
 ANNOTATE_SECONDS = 10.0
+ALIVE_SECONDS = 10.0
 
 
 class Chores(Scheduler):  # type: ignore[misc]
@@ -84,6 +86,17 @@ def _schedule(app: Celery, chores: dict[Callable[[], None], float]) -> None:
     app.conf.update(beat_scheduler=Chores, beat_schedule=schedule)
 
 
+def add_alive(app: Celery, file: Path) -> None:
+    """Have the file touched in between, so that a chore that hangs is seen by its age."""
+
+    def touch() -> None:
+        file.touch()
+
+    touch()
+    task = app.task(touch, name="forcegauge.alive", shared=False)
+    app.conf.beat_schedule["alive"] = {"task": task.name, "schedule": ALIVE_SECONDS}
+
+
 def forget_old(settings: Settings, store: Store) -> None:
     """Forget runs that were not heard of for long, and remove their snapshots' arrays."""
     now, seconds = time.time(), settings.retention_days * 86400
@@ -118,10 +131,12 @@ def unattended(app: Celery, store: Store) -> list[Snapshot]:
     return [one for one in first.values() if [one.run, one.id] not in sent]
 
 
-def run_beat(settings: Settings) -> None:
+def run_beat(settings: Settings, alive_file: Path | None = None) -> None:
     """Do the chores until SIGTERM or Ctrl-C."""
     app = make_app(settings)
     add_chores(app, settings, open_store(settings))
+    if alive_file is not None:
+        add_alive(app, alive_file)
     # a line for every chore that was due would hide the ones that tell something
     logging.getLogger("celery.beat").setLevel(logging.WARNING)
     app.Beat(loglevel="INFO", quiet=True).run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +39,12 @@ class Heart(threading.Thread):
         self.alive, self.file, self.seconds = alive, file, seconds
         self._work: _Work | None = None
         self._stopping, self._over = threading.Event(), threading.Event()
-        self._failing = False
+        self._failing, self._rested = False, time.monotonic()
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long there has been no work; 0 while there is some."""
+        return 0.0 if self._work is not None else time.monotonic() - self._rested
 
     def run(self) -> None:
         """Beat until the worker ends."""
@@ -69,6 +75,8 @@ class Heart(threading.Thread):
         try:
             yield
         finally:
+            # in this order: who asks in between must not find it idle for long
+            self._rested = time.monotonic()
             self._work = None
 
     def stop(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -50,14 +51,18 @@ def run_worker(
     pool: str = "solo",
     concurrency: int = 1,
     alive_file: Path | None = None,
+    idle_seconds: float | None = None,
 ) -> int:
-    """Work until SIGTERM or Ctrl-C, and return the exit code. A piece that is being done then goes
-    back to the queue after its next block (solo pool) or is finished (prefork)."""
+    """Work until SIGTERM or Ctrl-C, or until there was no work for so long (solo pool), and return
+    the exit code. A piece that is being done then goes back to the queue after its next block (solo
+    pool) or is finished (prefork)."""
     store, app = open_store(settings), make_app(settings)
 
     def alive(busy: bool) -> None:
         own = name if concurrency == 1 else f"{name}-{os.getpid()}"
         store.worker_alive(own, ",".join(queues), busy)
+        if idle_seconds is not None and heart.idle_seconds >= idle_seconds:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     heart = Heart(alive, alive_file, HEART_SECONDS)
     add_tasks(app, Crew(settings, store, app, heart, name))

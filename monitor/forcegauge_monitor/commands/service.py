@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from forcegauge.errors import InputError
+
 if TYPE_CHECKING:
     from forcegauge_monitor.settings import Settings
 
@@ -58,6 +60,12 @@ def serve(file: str | None, **flags: Any) -> None:
 @click.option("--concurrency", type=click.IntRange(min=1), default=2, help="Of prefork.")
 @click.option("--name", help="The worker's name.  [default: HOST-PID]")
 @click.option("--alive-file", metavar="FILE", help="Touched every two seconds while it lives.")
+@click.option(
+    "--idle-exit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End after so long without work, with the solo pool.",
+)
 def worker(
     file: str | None,
     queues: str | None,
@@ -65,10 +73,13 @@ def worker(
     concurrency: int,
     name: str | None,
     alive_file: str | None,
+    idle_exit: float | None,
 ) -> None:
     """Do the pieces of snapshots, one at a time, or as many as a prefork pool has processes."""
     from forcegauge_monitor.tasks import run_worker
 
+    if idle_exit is not None and pool != "solo":
+        raise InputError("is for --pool solo only", field="--idle-exit")
     settings = settings_of(file)
     run_worker(
         settings,
@@ -77,16 +88,18 @@ def worker(
         concurrency=concurrency if pool == "prefork" else 1,
         name=name or f"{socket.gethostname()}-{os.getpid()}",
         alive_file=Path(alive_file) if alive_file else None,
+        idle_seconds=idle_exit,
     )
 
 
 @click.command()
 @settings_option
-def beat(file: str | None) -> None:
+@click.option("--alive-file", metavar="FILE", help="Touched every ten seconds while it works.")
+def beat(file: str | None, alive_file: str | None) -> None:
     """Find stale runs and work that nobody does, forget old runs, watch folders."""
     from forcegauge_monitor.chores import run_beat
 
-    run_beat(settings_of(file))
+    run_beat(settings_of(file), Path(alive_file) if alive_file else None)
 
 
 @click.command()
