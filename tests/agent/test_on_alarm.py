@@ -79,7 +79,7 @@ def test_a_function_that_returns_something_else_is_an_error_that_is_counted(
 
 @pytest.mark.parametrize("word", ["halt", None, 3])
 def test_a_word_that_is_none_is_refused_with_the_right_ones(word: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="on_alarm: .* Use log, checkpoint, stop or a function"):
+    with pytest.raises(InputError, match=r"on_alarm: .* Use log, checkpoint, stop or a function"):
         gauge(tmp_path, on_alarm=word)
 
 

@@ -138,6 +138,11 @@ class ForceGaugeCallback(pl.Callback):
         if self.gauge is not None:
             self.gauge.close("signal" if told else "error")
 
+    @property
+    def state_key(self) -> str:
+        """The same for every way to attach it."""
+        return "forcegauge"
+
     def state_dict(self) -> dict[str, Any]:
         """The run, for a resume that does not find its directory."""
         return self.gauge.state_dict() if self.gauge is not None else {}
