@@ -12,11 +12,25 @@ import torch
 os.environ["TRITON_INTERPRET"] = "1"
 
 
+TOGETHER = ("e2e", "cluster")
+"""Folders whose tests share what takes minutes to set up; these begin first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share the tests out by file, and some folders whole, where several processes run them."""
+    for item in items:
+        folder = item.path.parent.name
+        group = folder if folder in TOGETHER else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path.parent.name not in TOGETHER)
+
+
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> None:
     """All cores for the real model; one for tiny ones, which threads only slow down."""
     slow = request.node.get_closest_marker("slow") is not None
-    torch.set_num_threads((os.cpu_count() or 1) if slow else 1)
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes) if slow else 1)
 
 
 @pytest.fixture(scope="session")
