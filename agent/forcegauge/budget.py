@@ -170,6 +170,22 @@ def truth_cost(shape: Shape, length: int, answer: int) -> int:
     return logits + _total(shape, length, answer, length, pairs, "head")
 
 
+def decoding_rows(shape: Shape, width: int, rows: int, limit: int) -> int:
+    """How many of so many ``rows`` of ``width`` tokens, prompt and output, are decoded at once to
+    keep to ``limit`` bytes; one at least."""
+    while rows > 1 and _decoding_cost(shape, width, rows) > limit:
+        rows = -(-rows // 2)
+    return rows
+
+
+def _decoding_cost(shape: Shape, width: int, rows: int) -> int:
+    """Keys and values of all layers, one's copied to be continued, and the prompts' forward."""
+    tokens = rows * width
+    kept = (shape.layers + 1) * 2 * shape.keys * tokens * shape.size
+    logits = rows * shape.vocabulary * (shape.size + 4)
+    return kept + logits + _total(shape, tokens, rows, tokens, tokens * width, "head")
+
+
 def largest(
     shape: Shape,
     batches: Callable[[int], Iterable[Batch | CachedBatch]],
@@ -197,6 +213,18 @@ def too_little(needed: int, limit: int) -> InputError:
         fix="Raise it, or shorten the probes (max_prompt_tokens, max_response_tokens)",
         field="max_memory",
     )
+
+
+FREE_SHARE = 8
+"""A probe takes at most one part in so many of an accelerator's free memory, unless told."""
+
+
+def free_share(device: torch.device) -> int | None:
+    """What a probe may take where nobody says it: part of what is free there; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused) // FREE_SHARE
 
 
 def parse_bytes(text: str) -> int:

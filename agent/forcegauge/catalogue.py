@@ -24,15 +24,7 @@ NOTATION = (
 
 PARTS = ("target", "argmax", "rest")
 DIRECTIONS = ("up", "down")
-FAILURE_REASONS = (
-    "scoring",
-    "out_of_memory",
-    "greedy",
-    "forces",
-    "record",
-    "exporter",
-    "other",
-)
+FAILURE_REASONS = ("scoring", "out_of_memory", "greedy", "forces", "record", "exporter", "other")
 """What can go wrong in the agent, by the part in which it did."""
 
 LABEL_VALUES: Mapping[str, tuple[str, ...]] = {
@@ -116,8 +108,14 @@ _PROGRESS = (
     _gauge(
         "probe_overhead_ratio",
         "ratio",
-        "The share of the training time so far that went into probes, 0 to 1.",
-        "seconds spent on probes / seconds of training",
+        "The share of the training time since the dense early probes that the agent takes.",
+        "seconds of probes and of reading forces / (these + seconds of steps, without pauses)",
+    ),
+    _gauge(
+        "probes_scored",
+        "probes",
+        "How many probes the last look scored: all, or in turn the part that the budget allows.",
+        "probes with a score",
     ),
     Metric(
         f"{PREFIX}probe_failures_total",
@@ -299,6 +297,18 @@ _CANDIDATES = (
     ),
 )
 
+_REFERENCE = (
+    _gauge(
+        "reference_change_nats",
+        "nats",
+        "How much likelier the responses of a type are than with the PEFT adapters off, per token "
+        "in nats; absent without adapters.",
+        "mean_i mean_t (log pi(y_t) - log pi_ref(y_t)), ref: adapters off; DPO's implicit reward "
+        "is beta times its sum over t (Rafailov et al., arXiv 2305.18290, section 4)",
+        "response_type",
+    ),
+)
+
 _SAMPLES = (
     _gauge(
         "sample_agreement_ratio",
@@ -369,7 +379,9 @@ _ALARMS = (
     ),
 )
 
-METRICS = (*_RUN, *_PROGRESS, *_SCORES, *_SIGNALS, *_FORCES, *_CANDIDATES, *_SAMPLES, *_ALARMS)
+_OF_SIGNALS = (*_SIGNALS, *_FORCES, *_CANDIDATES, *_REFERENCE, *_SAMPLES)
+
+METRICS = (*_RUN, *_PROGRESS, *_SCORES, *_OF_SIGNALS, *_ALARMS)
 """Every metric that the agent exports, in the order in which people read them."""
 
 
@@ -396,5 +408,4 @@ def _signals(row: Metric) -> dict[str, tuple[Metric, tuple[str, ...]]]:
 
 
 _BY_NAME = {row.name: row for row in METRICS}
-_OF_SIGNALS = (*_SIGNALS, *_FORCES, *_CANDIDATES, *_SAMPLES)
 _BY_SIGNAL = {k: v for row in _OF_SIGNALS for k, v in _signals(row).items()}

@@ -59,6 +59,7 @@ class RunState:
     probe_timestamp: float | None = None
     probe_duration: float | None = None
     overhead_ratio: float | None = None
+    probes_scored: int | None = None
     failures: Mapping[str, int] = field(default_factory=dict)
     scores: Summary = field(default_factory=dict)
     baseline: Summary = field(default_factory=dict)
@@ -119,6 +120,7 @@ def _run(state: RunState) -> Iterator[Reading]:
     yield "probe_timestamp_seconds", (), state.probe_timestamp
     yield "probe_duration_seconds", (), state.probe_duration
     yield "probe_overhead_ratio", (), state.overhead_ratio
+    yield "probes_scored", (), state.probes_scored
     for reason, count in {**dict.fromkeys(LABEL_VALUES["reason"], 0), **state.failures}.items():
         yield "probe_failures_total", (reason,), count
 

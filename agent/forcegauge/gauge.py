@@ -26,19 +26,24 @@ from forcegauge.arguments import (
     run_directory,
     run_name,
 )
+from forcegauge.budget import parse_bytes
+from forcegauge.clocks import finish_queued
 from forcegauge.detectors import Judgement
 from forcegauge.ending import Ending, reason_of
 from forcegauge.exporter import Snapshot, build_snapshot
 from forcegauge.failures import Guard
+from forcegauge.isolation import is_schedule_free
 from forcegauge.journal import Journal, Past
 from forcegauge.observed import Observed
 from forcegauge.pace import Pace
 from forcegauge.phase import Phase, Probe, alarms_with, pushes_down
 from forcegauge.prober import Limits, Look, Prober
 from forcegauge.probes import ProbeSet
-from forcegauge.ranks import agreed, rank
+from forcegauge.ranks import agreed, everyone, mean_of, rank
 from forcegauge.record import Line
+from forcegauge.reference import Reference
 from forcegauge.rl import Completion
+from forcegauge.rotation import most_parts
 from forcegauge.scores import Scores
 
 logger = logging.getLogger("forcegauge")
@@ -54,14 +59,18 @@ class ForceGauge:
                 gauge.step(model, step)
 
     ``every`` is the spacing of probes in optimizer steps after the dense early ones, ``budget``
-    the share of training time that they may take (None: no limit). ``phase`` names the part of the
+    the share of training time that they may take (None: no limit): later probes score the set in
+    parts and stand further apart to keep it. ``max_memory`` is what a probe may add to the memory
+    in use, in bytes or as "2GiB" (None: an eighth of what is free on a GPU, no limit on a CPU);
+    where it does not suffice, probes fail and training goes on. ``phase`` names the part of the
     run that has its own baseline; ``loss`` tells whether it pushes answers down ("sft" does not).
     ``texts=False`` keeps prompts and responses out of what is written. ``thresholds`` gives alarms
     of this run another size: alarm -> size of its first condition. ``on_alarm`` is "log",
     "checkpoint" or "stop", done when the verdict turns squeezing, diverging or collapsed (see
     `should_save` and `should_stop`), or a function that is called with the judgement when any alarm
     goes on and may return one of these words. ``settings`` are more facts of the training for the
-    record, such as its learning rate. ``monitor`` is the URL of a monitor to join, ``train`` the
+    record, such as its learning rate. ``optimizer``: of a schedule-free one the evaluation weights
+    are scored. ``monitor`` is the URL of a monitor to join, ``train`` the
     training samples (JSONL) that its snapshots take. A second gauge with the same run and directory
     continues record and endpoint. Raises `InputError` when it is made with bad arguments;
     afterwards it never raises.
@@ -89,6 +98,7 @@ class ForceGauge:
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
         append_eos: bool = False,
+        max_memory: int | str | None = None,
         texts: bool = True,
         port: int | None = None,
         bind: str | None = None,
@@ -97,23 +107,28 @@ class ForceGauge:
         monitor: str | None = None,
         train: str | Path | None = None,
         settings: Mapping[str, Any] | None = None,
+        optimizer: Any = None,
     ) -> None:
         self.run = run_name(run, phase)
         self.disabled = os.environ.get("FORCEGAUGE_DISABLED", "") not in ("", "0")
         self._loss, self._alarms = loss, alarms_with(thresholds or {})
         self._address = address(bind, port)
-        self._pace = Pace(every, budget)
         limits = Limits(max_prompt_tokens, max_response_tokens, append_eos)
         own = {"every": every, "budget": budget, "loss": loss, "beta": beta, **asdict(limits)}
         own |= {"thresholds": dict(thresholds or {}), "train": absolute(train)}
+        if is_schedule_free(optimizer):
+            own["weights"] = "evaluation"
         known = {**(settings or {}), **own}
         folder = run_directory(directory, self.run)
         probe_set = probes if isinstance(probes, ProbeSet) else ProbeSet.load(probes)
         self._journal = Journal(self.run, folder, phase, known, texts, probe_set, monitor)
         self.guard = Guard(self._journal.line)
         self._alerts = Alerts(on_alarm, self.guard)
-        self._prober = Prober(probe_set, tokenizer, limits, texts, self.guard)
-        self._observed = Observed(self._pace.observed_every, tokenizer, self.guard)
+        self._pace = Pace(every, budget, most_parts(len(probe_set)))
+        memory = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
+        self._prober = Prober(probe_set, tokenizer, limits, texts, self.guard, memory)
+        self._prober.reference, self._prober.optimizer = Reference(folder), optimizer
+        self._observed = Observed(self._pace, tokenizer, self.guard)
         self._ending = Ending(self.close, self._terminated)
 
     def __enter__(self) -> ForceGauge:
@@ -277,15 +292,25 @@ class ForceGauge:
         with self.guard("other", step):
             if not self._pace.running:
                 self._open(model, step)
-            self._observed.step(step, learning_rate)
-            self._show(train_step=self._journal.offset + step)
-            if self._pace.due(step, last=last):
-                self._probe_now(model, step, loss)
-                self._alerts.agree()
+            self._pace.told(step, observed=self._observed.observing)
+            due = self._pace.due(step, last=last)
+            if due:
+                finish_queued()
+            with self._pace.ours:
+                self._observed.step(step, learning_rate)
+                self._journal.show_step(train_step=self._journal.offset + step, **self._costs())
+                if due:
+                    self._probe_now(model, step, loss)
+                    self._alerts.agree()
         return self.judgement
 
     def _open(self, model: nn.Module, step: int) -> None:
         self._pace.begin(step)
+        with everyone().together():
+            self._resume(agreed(self._begun(model, step)), step)
+
+    def _begun(self, model: nn.Module, step: int) -> Past:
+        """Rank 0 has the endpoint and the record, and knows what went before."""
         past = Past()
         if rank() == 0:
             self._ending.listen()
@@ -297,7 +322,7 @@ class ForceGauge:
                 past = self._journal.open(model_name(model), step, model_facts(model))
             with self.guard("other", step):
                 self._journal.join(self._status)
-        self._resume(agreed(past), step)
+        return past
 
     def _status(self) -> dict[str, Any]:
         known, judged = self._journal.state, self.judgement
@@ -319,10 +344,12 @@ class ForceGauge:
         for line in later:
             self.judgement = self._phase.replay(line["step"], line["signals"], line["noise"])
             facts = (line["scores"], line["signals"], line["noise"], self.judgement)
-            self._show_again(Probe(line["step"], *facts), line, first=False)
+            found = Probe(line["step"], *facts, line.get("probes_scored", 0))
+            self._show_again(found, line, first=False)
         if self.judgement is not None:
             self._alerts.known(self.judgement)
-        self._pace.resume(past.probes[-1]["step"] - past.offset, self._baseline_step())
+        begun = (past.probes[-1]["step"] - past.offset, self._baseline_step())
+        self._pace.resume(*begun, turn=len(later), parts=past.parts)
         logger.info("resumed at step %d, baseline of step %d", step, baseline["step"])
 
     def _show_again(self, found: Probe, line: Line, *, first: bool) -> None:
@@ -332,20 +359,24 @@ class ForceGauge:
     def _probe_now(self, model: nn.Module, step: int, loss: SupportsFloat | None) -> None:
         start = time.monotonic()
         try:
-            with self.guard("scoring", step):
+            with self.guard("scoring", step), everyone().together():
                 self._probe(model, step, loss)
         finally:
-            self._pace.spent(step, time.monotonic() - start, self._baseline_step())
-            self._show()
+            seconds, base = time.monotonic() - start, self._baseline_step()
+            self._pace.spent(step, seconds, base, self._prober.cost(seconds))
+            with self.guard("other", step):
+                self._prober.settle()
+            self._journal.show(**self._costs())
 
     def _probe(self, model: nn.Module, step: int, loss: SupportsFloat | None) -> None:
-        start, first = time.monotonic(), self._phase is None
-        look = self._prober.look(model, step, noise=first)
+        start, pace = time.monotonic(), self._pace
+        first, parts, turn = agreed((self._phase is None, pace.parts, pace.turn))
+        look = self._prober.look(model, step, noise=first, parts=parts, turn=turn)
         forces, observed = self._observed.take(step)
-        behaviour = look.behaviour | observed
         with self.guard("other", step):
-            behaviour |= loss_signal(loss)
-        found = self._judge(step, look, behaviour)
+            observed = observed | loss_signal(loss)
+        observed, forces = mean_of(observed), mean_of(forces)
+        found = self._judge(step, look, look.behaviour | observed)
         if rank() == 0:
             self._keep_forces(forces, step)
             self._keep(found, look, first, time.monotonic() - start)
@@ -363,7 +394,8 @@ class ForceGauge:
             found = self._phase.first(behaviour)
         else:
             found = self._phase.probe(run_step, look.scores, behaviour)
-        self.judgement = found.judgement
+        # ranks may differ in the last bit: what follows from it must not
+        self.judgement = agreed(found.judgement)
         return found
 
     def _keep(self, found: Probe, look: Look, first: bool, seconds: float) -> None:
@@ -383,6 +415,5 @@ class ForceGauge:
         """The trainer's step of the phase's baseline."""
         return self._phase.baseline_step - self._journal.offset if self._phase else None
 
-    def _show(self, **known: Any) -> None:
-        ratio, failures = self._pace.overhead_ratio, dict(self.failures)
-        self._journal.show(overhead_ratio=ratio, failures=failures, **known)
+    def _costs(self) -> dict[str, Any]:
+        return {"overhead_ratio": self._pace.overhead_ratio, "failures": dict(self.failures)}

@@ -6,12 +6,14 @@ import json
 import logging
 import re
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from forcegauge.behaviour import SIGNALS as DECODED
 from forcegauge.carried import GREEDY_NAME, State, first_outputs, pack, unpack
 from forcegauge.client import Client, monitor_client, reachable_address
 from forcegauge.detectors import Judgement
@@ -32,6 +34,7 @@ from forcegauge.scores import Scores
 logger = logging.getLogger("forcegauge")
 
 NOWHERE = "none"
+SHOWN_SECONDS = 1.0
 PROBES_NAME = "probes.jsonl"
 PACKAGES = ("forcegauge", "torch", "transformers", "trl", "peft", "accelerate")
 
@@ -48,6 +51,12 @@ class Past:
     baseline: Scores | None = None
     probes: tuple[Line, ...] = ()
     greedy: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts the probe set was cut for the last probe."""
+        size = len(self.baseline.ids) if self.baseline else 1
+        return size // ((self.probes[-1].get("probes_scored") if self.probes else 0) or size)
 
 
 @dataclass
@@ -69,6 +78,7 @@ class Journal:
     state: RunState = field(init=False)
     judged: Judgement | None = None
     tokens_seen: int | None = None
+    _shown: float = -SHOWN_SECONDS
 
     def __post_init__(self) -> None:
         self.client = monitor_client(self.monitor)
@@ -171,6 +181,7 @@ class Journal:
             "noise": found.noise,
             "verdict": found.judgement.verdict,
             "duration_seconds": seconds,
+            "probes_scored": found.scored,
         }
         if self.tokens_seen is not None:
             facts["tokens_seen"] = self.tokens_seen
@@ -221,6 +232,13 @@ class Journal:
         if self.served is not None:
             self.served.publish(build_snapshot(self.state))
 
+    def show_step(self, **known: Any) -> None:
+        """The same, once in `SHOWN_SECONDS` at most: it is called at every step."""
+        self.state = replace(self.state, **known)
+        if time.monotonic() >= self._shown + SHOWN_SECONDS:
+            self._shown = time.monotonic()
+            self.show()
+
     def show_probe(self, found: Probe, *, baseline: bool, seconds: float, now: float) -> None:
         """Put a probe on the endpoint; a baseline becomes what changes are counted from."""
         start = {"baseline": found.summary} if baseline else {}
@@ -232,9 +250,14 @@ class Journal:
             probe_duration=seconds,
             scores=found.summary,
             noise={name: v for name, v in found.noise.items() if name in RESPONSE_TYPES},
-            signals=found.signals,
+            probes_scored=found.scored or None,
+            # a probe that decoded nothing leaves what is known of the greedy outputs
+            signals={**self._decoded(), **found.signals},
             alarms=found.judgement.alarms,
         )
+
+    def _decoded(self) -> dict[str, float]:
+        return {name: v for name, v in self.state.signals.items() if name in DECODED}
 
     def line(self, kind: str, step: int, facts: Mapping[str, Any]) -> None:
         """Append a line, and note it for the monitor; ``step`` is the trainer's."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from forcegauge.capture import Capture
+from forcegauge.clocks import Clock, finish_queued
 from forcegauge.errors import RunError
 from forcegauge.failures import Guard
 from forcegauge.greedy import stop_tokens
+from forcegauge.pace import Pace
 from forcegauge.rl import Completion, Samples
 from forcegauge.sampled import SampledRows
 
@@ -20,11 +22,15 @@ FORCE_SIGNALS = ("force_up_norm", "force_down_norm", "valley_force_ratio", "sque
 
 
 class Observed:
-    """Looks at every ``every``-th optimizer step; errors go to ``guard``."""
+    """Looks at optimizer steps as often as ``pace`` says; errors go to ``guard``.
 
-    def __init__(self, every: int, tokenizer: Any, guard: Guard) -> None:
-        self._every, self._tokenizer, self._guard = every, tokenizer, guard
-        self._capture = Capture(every=every)
+    What reading takes of the training's time is counted, not what the hooks themselves cost where
+    nothing is looked at (microseconds per forward).
+    """
+
+    def __init__(self, pace: Pace, tokenizer: Any, guard: Guard) -> None:
+        self._pace, self._tokenizer, self._guard = pace, tokenizer, guard
+        self._capture: Capture = _Timed(pace.reading, every=pace.observed_every)
         self._samples = Samples()
         self._rows: SampledRows | None = None
         self._done: int | None = None
@@ -33,12 +39,13 @@ class Observed:
     @property
     def observing(self) -> bool:
         """Whether the optimizer step under way is one that is looked at."""
-        return self._count % self._every == 0
+        return self._count % self._capture.every == 0
 
     def attach(self, model: nn.Module, *, pairs: bool, temperature: float, samples: bool) -> None:
         """Watch the model's own passes, see `ForceGauge.attach`."""
         with self._guard("forces", self._done or 0):
-            self._capture = Capture(every=self._every, pairs=pairs, temperature=temperature)
+            how = {"pairs": pairs, "temperature": temperature}
+            self._capture = _Timed(self._pace.reading, every=self._capture.every, **how)
             self._capture.attach(model)
         if samples:
             with self._guard("other", self._done or 0):
@@ -47,8 +54,12 @@ class Observed:
 
     def _reader(self, model: nn.Module) -> SampledRows:
         stop = stop_tokens(model, self._tokenizer.eos_token_id)
-        harmless = partial(self._guard, "other", 0)
-        return SampledRows(self._samples, stop, lambda: self.observing, harmless)
+        return SampledRows(self._samples, stop, lambda: self.observing, self._harmless)
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        with self._guard("other", 0), _counted(self._pace.reading):
+            yield
 
     def forces(self, logps: Tensor, labels: Tensor, **known: Tensor) -> None:
         """See `Capture.observe`."""
@@ -75,6 +86,7 @@ class Observed:
 
     def take(self, step: int) -> tuple[dict[str, float], dict[str, float]]:
         """The forces since the last call, and the signals of forces and samples."""
+        self._capture.every = self._pace.observed_every
         forces: dict[str, float] = {}
         with self._guard("forces", step):
             forces = self._capture.take() or {}
@@ -88,3 +100,23 @@ class Observed:
         self._capture.detach()
         if self._rows is not None:
             self._rows.detach()
+
+
+class _Timed(Capture):
+    """A capture that counts its time."""
+
+    def __init__(self, clock: Clock, **how: Any) -> None:
+        super().__init__(**how)
+        self._clock = clock
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        with super()._harmless(), _counted(self._clock):
+            yield
+
+
+@contextmanager
+def _counted(clock: Clock) -> Iterator[None]:
+    finish_queued()
+    with clock:
+        yield

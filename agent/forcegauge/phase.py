@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 from forcegauge.alarms import ALARMS, Alarm
@@ -23,6 +24,8 @@ class Probe:
     signals: Mapping[str, float]
     noise: Mapping[str, float]
     judgement: Judgement
+    scored: int = 0
+    """Probes that were scored; 0 where it is not known."""
 
 
 @dataclass
@@ -40,33 +43,54 @@ class Phase:
     alarms: Sequence[Alarm] = ALARMS
     start: dict[str, float] = field(default_factory=dict)
     detector: Detector = field(init=False)
+    _before: Detector = field(init=False)
+    _told: Judgement | None = None
+    _step: int | None = None
 
     def __post_init__(self) -> None:
         self.detector = Detector(self.baseline_step, self.pushes_down, self.alarms)
+        self._before = deepcopy(self.detector)
 
     def first(self, behaviour: Mapping[str, float]) -> Probe:
         """The baseline itself as a probe; ``behaviour`` holds signals of greedy outputs."""
         self.start = dict(behaviour)
         found = {**self._signals(self.baseline), **behaviour}
         noise = self._noise(self.baseline)
-        return Probe(
-            self.baseline_step, summarise(self.baseline), found, noise, self.detector.idle()
-        )
+        judgement, scored = self._idle(), int(self.baseline.scored.sum())
+        return Probe(self.baseline_step, summarise(self.baseline), found, noise, judgement, scored)
 
     def probe(self, step: int, scores: Scores, behaviour: Mapping[str, float]) -> Probe:
         """Judge one pass; ``behaviour`` holds signals that do not come from scores."""
         self._remember(behaviour)
         found = {**self._signals(scores), **behaviour, **self._since_start(behaviour)}
         noise = self._noise(scores)
-        judgement = self.detector.update(step, found, noise)
-        return Probe(step, summarise(scores), found, noise, judgement)
+        judgement, summary = self._update(step, found, noise), summarise(scores, self.baseline)
+        return Probe(step, summary, found, noise, judgement, int(scores.scored.sum()))
 
     def replay(
         self, step: int, signals: Mapping[str, float], noise: Mapping[str, float]
     ) -> Judgement:
         """Bring the detector to where a recorded probe left it."""
         self._remember(signals)
-        return self.detector.update(step, signals, noise)
+        return self._update(step, signals, noise)
+
+    def _idle(self) -> Judgement:
+        self._told = self.detector.idle()
+        return self._told
+
+    def _update(
+        self, step: int, signals: Mapping[str, float], noise: Mapping[str, float]
+    ) -> Judgement:
+        """A step that is probed again, whole after a part, counts once: the last one stands."""
+        if step == self._step:
+            self.detector = self._before
+        self._before, self._step = deepcopy(self.detector), step
+        judged, told = self.detector.update(step, signals, noise), self._told
+        if told is not None:
+            turned = (s for n, s in judged.alarms.items() if s.on != told.alarms[n].on)
+            judged = replace(judged, changed=tuple(turned))
+        self._told = judged
+        return judged
 
     def _signals(self, scores: Scores) -> dict[str, float]:
         own = signals(scores, self.baseline, self.layout_noise)

@@ -32,9 +32,9 @@ def rl_signals(scores: Scores, baseline: Scores) -> dict[str, float]:
     ``top_mass_TYPE_ratio``, ``runner_up_mass_TYPE_ratio`` (ranks 2 to `TOP_K`: rank 1 is the
     argmax) and ``.._change_TYPE_ratio``, means over probes; absent where undefined.
     """
-    found = {}
+    found, levels = {}, scores.levels(baseline)
     for kind in CANDIDATE_TYPES:
-        top, first = (scores.column(name, kind) for name in ("top_mass", "argmax_mass"))
+        top, first = (levels.column(name, kind) for name in ("top_mass", "argmax_mass"))
         gained = change(scores, baseline, "top_mass", kind)
         passed = gained - change(scores, baseline, "argmax_mass", kind)
         found[f"top_mass_{kind}_ratio"] = top

@@ -1,9 +1,14 @@
-"""When to probe: dense and log-spaced early, then every N steps, stretched to a budget."""
+"""When to probe, and how much: dense and log-spaced early, then every N steps within a budget."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+MARGIN = 0.8
+"""Parts grow again when the larger ones take this share of what they may: else they would change
+from probe to probe."""
 
 
 @dataclass(frozen=True)
@@ -18,13 +23,29 @@ class Schedule:
     every: int
     budget: float | None = None
 
+    def early(self, done: int) -> bool:
+        """Whether the probe after this one is one of the dense early ones."""
+        return 1 << done.bit_length() < self.every
+
     def next(self, done: int, probe_seconds: float, step_seconds: float) -> int:
         """The next due step after ``done``, both counted from the phase's start."""
-        early = 1 << done.bit_length()
-        if early < self.every:
-            return early
+        if self.early(done):
+            return 1 << done.bit_length()
         spacing = max(1, self._affordable(probe_seconds, step_seconds))
         return self.every * math.ceil((done + spacing) / self.every)
+
+    def parts(self, cost: Callable[[int], float], step_seconds: float, now: int, most: int) -> int:
+        """How many parts a pass is cut into so that one fits at every ``every`` steps.
+
+        ``cost`` is the seconds of one of so many parts, ``now`` how many there are, ``most`` the
+        most that there can be; both powers of two.
+        """
+        parts = now
+        while parts > 1 and not self.stretched(cost(parts // 2), MARGIN * step_seconds):
+            parts //= 2
+        while parts < most and self.stretched(cost(parts), step_seconds):
+            parts *= 2
+        return parts
 
     def stretched(self, probe_seconds: float, step_seconds: float) -> bool:
         """Whether the budget spaces probes further apart than ``every``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,47 @@ class Scores:
         if response_type not in self.types:
             return np.full(len(self.ids), np.nan)
         return self.values[statistic][:, self.types.index(response_type)]
+
+    @property
+    def scored(self) -> npt.NDArray[np.bool_]:
+        """Which probes were scored, shape [probe]."""
+        known: npt.NDArray[np.bool_] = np.isfinite(self.values["tokens"]).sum(axis=1) > 0
+        return known
+
+    def only(self, probes: npt.NDArray[np.bool_]) -> Scores:
+        """The same of these probes alone; the rows of the others are NaN."""
+        if probes.all():
+            return self
+        values = {n: np.where(probes[:, None], v, np.nan) for n, v in self.values.items()}
+        return replace(self, values=values)
+
+    def levels(self, baseline: Scores) -> Scores:
+        """Levels that stand for all probes where a part was scored: that the parts differ is no
+        change, so the other probes have their baseline and the mean change of those scored."""
+        scored = self.scored
+        if scored.all():
+            return self
+        values = {}
+        for name, now in self.values.items():
+            start = baseline.values.get(name, now)
+            moved = np.where(scored[:, None], now - start, np.nan)
+            likely = np.clip(start + _column_means(moved), *_bounds(name))
+            values[name] = np.where(scored[:, None], now, likely)
+        return replace(self, values=values)
+
+
+def _bounds(statistic: str) -> tuple[float, float]:
+    """The least and the most that a statistic can be."""
+    if "log" in statistic:
+        return -np.inf, 0.0
+    return 0.0, 1.0 if "mass" in statistic or statistic in ("collision", "energy") else np.inf
+
+
+def _column_means(values: FloatArray) -> FloatArray:
+    """Means of the finite values of each column, NaN where there are none."""
+    known = np.isfinite(values)
+    count = known.sum(axis=0)
+    return np.where(count, np.where(known, values, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
 def collect(

@@ -2,6 +2,7 @@
 
 Every function is pure and takes `Scores` of the same probes and types. Signals are a dict from
 name to value; what is not defined is absent, never 0. Log-probs are means per token, in nats.
+Where a part of the probes was scored, changes are theirs alone, against their own baseline.
 """
 
 from __future__ import annotations
@@ -20,28 +21,34 @@ PEAKED_MULTIPLE = 10.0
 HALF = 0.5
 QUANTILES = {"q10": 0.1, "q50": 0.5, "q90": 0.9}
 PUSHED_CONTEXTS = ("rejected", *UNTRAINED_NATURAL)
+MASS_PARTS = ("target", "argmax", "rest")
 
 Summary = dict[str, dict[str, dict[str, float]]]
 
 
-def summarise(scores: Scores) -> Summary:
-    """``{type: {statistic: {mean, q10, q50, q90, n}}}`` over probes; absent where undefined."""
+def summarise(scores: Scores, baseline: Scores | None = None) -> Summary:
+    """``{type: {statistic: {mean, q10, q50, q90, n}}}`` over probes; absent where undefined.
+
+    Where a part was scored these are levels against the ``baseline`` (`Scores.levels`), and ``n``
+    counts what was scored.
+    """
+    levels = scores if baseline is None else scores.levels(baseline)
     rows: Summary = {}
-    for response_type in scores.types:
-        found = {name: _spread(scores.column(name, response_type)) for name in STATISTICS}
-        rows[response_type] = {name: spread for name, spread in found.items() if spread}
+    for kind in scores.types:
+        rows[kind] = {}
+        for name in STATISTICS:
+            count = int(np.isfinite(scores.column(name, kind)).sum())
+            if count:
+                rows[kind][name] = {**_spread(levels.column(name, kind)), "n": count}
     return rows
 
 
 def _spread(values: FloatArray) -> dict[str, float]:
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return {}
+    finite = _finite(values)
     quantiles = np.quantile(finite, list(QUANTILES.values()))
     return {
         "mean": _short(finite.mean()),
         **dict(zip(QUANTILES, map(_short, quantiles), strict=True)),
-        "n": int(finite.size),
     }
 
 
@@ -95,14 +102,16 @@ def signals(
     scores: Scores, baseline: Scores, layout_noise: Mapping[str, float]
 ) -> dict[str, float]:
     """Every signal that scores and baseline define (design 5); layout noise in nats by type."""
-    noise = type_noise(scores, baseline, layout_noise)
+    start = baseline.only(scores.scored)
+    noise = type_noise(scores, start, layout_noise)
     found = {
-        **_squeeze(scores, baseline),
-        **_squeezed(scores, baseline, layout_noise),
-        **_mass_flow(scores, baseline),
-        **_pressure(scores, baseline, noise),
-        **_preference(scores, baseline, noise),
-        **_sharpness(scores, baseline),
+        **_squeeze(scores, start),
+        **_squeezed(scores, start, layout_noise),
+        **_mass_flow(scores, start),
+        **_pressure(scores, start, noise),
+        **_preference(scores, start, noise),
+        **_sharpness(scores, start),
+        **_levels(scores.levels(baseline)),
         "nonfinite_ratio": _nonfinite(scores),
     }
     return {name: value for name, value in found.items() if np.isfinite(value)}
@@ -171,12 +180,21 @@ def _squeezed(scores: Scores, baseline: Scores, noise: Mapping[str, float]) -> d
     }
 
 
+def _levels(scores: Scores) -> dict[str, float]:
+    flow = {f"mass_{part}_ratio": scores.column(f"mass_{part}", "chosen") for part in MASS_PARTS}
+    found = {
+        **flow,
+        "preference_margin_nats": _margin(scores),
+        "eos_logprob_nats": scores.column("eos_logprob", "chosen"),
+    }
+    return {name: _mean(values) for name, values in found.items()}
+
+
 def _mass_flow(scores: Scores, baseline: Scores) -> dict[str, float]:
-    flow = {}
-    for part in ("target", "argmax", "rest"):
-        flow[f"mass_{part}_ratio"] = _mean(scores.column(f"mass_{part}", "chosen"))
-        flow[f"mass_{part}_change_ratio"] = _mean_change(scores, baseline, f"mass_{part}", "chosen")
-    return flow
+    return {
+        f"mass_{part}_change_ratio": _mean_change(scores, baseline, f"mass_{part}", "chosen")
+        for part in MASS_PARTS
+    }
 
 
 def _pressure(scores: Scores, baseline: Scores, noise: Mapping[str, float]) -> dict[str, float]:
@@ -194,13 +212,11 @@ def _pressure(scores: Scores, baseline: Scores, noise: Mapping[str, float]) -> d
 
 
 def _preference(scores: Scores, baseline: Scores, noise: Mapping[str, float]) -> dict[str, float]:
-    margin = _mean(_margin(scores))
     margin_change = _mean(_margin(scores) - _margin(baseline))
     chosen = _mean_change(scores, baseline, "logprob_mean", "chosen")
     untrained = _over_types(scores, baseline, "logprob_mean", UNTRAINED_NATURAL)
     tau = threshold(max(noise.get("chosen", 0.0), noise.get("rejected", 0.0)))
     return {
-        "preference_margin_nats": margin,
         "displacement_nats": max(0.0, -chosen) if margin_change > tau else np.nan,
         "chosen_change_nats": chosen,
         "untrained_change_nats": untrained,
@@ -215,7 +231,6 @@ def _sharpness(scores: Scores, baseline: Scores) -> dict[str, float]:
         "pushed_mass_change_ratio": _over_types(scores, baseline, "argmax_mass", PUSHED_CONTEXTS),
         "entropy_change_nats": entropy,
         "entropy_left_ratio": (start + entropy) / start if start > 0 else np.nan,
-        "eos_logprob_nats": _mean(scores.column("eos_logprob", "chosen")),
         "eos_change_nats": _mean_change(scores, baseline, "eos_logprob", "chosen"),
     }
 

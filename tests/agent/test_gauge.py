@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -215,11 +216,11 @@ def test_a_probe_that_failed_is_tried_again_and_the_baseline_taken_then(
 ) -> None:
     real, calls = Scorer.score, []
 
-    def broken_once(self: Scorer, model: PreTrainedModel) -> object:
+    def broken_once(self: Scorer, model: PreTrainedModel, **how: Any) -> object:
         calls.append(1)
         if len(calls) == 1:
             raise RuntimeError("just this once")
-        return real(self, model)
+        return real(self, model, **how)
 
     monkeypatch.setattr(Scorer, "score", broken_once)
     with gauge(tmp_path) as watched:
