@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -129,3 +130,10 @@ def rank() -> int:
 def agreed(value: T) -> T:
     """Rank 0's value, on every rank: all of them have to call."""
     return everyone().agreed(value)
+
+
+def mean_of(values: Mapping[str, float]) -> dict[str, float]:
+    """Each number's mean over the ranks that have it: all of them have to call."""
+    said = everyone().gathered(values)
+    names = dict.fromkeys(name for each in said for name in each)
+    return {name: fmean(each[name] for each in said if name in each) for name in names}
