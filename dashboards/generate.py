@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dashboards.books import pages
+from dashboards.chart import copies
 from dashboards.compare import compare
 from dashboards.fleet import fleet
 from dashboards.frame import written
@@ -29,7 +30,8 @@ Files = dict[Path, str]
 
 def generated() -> Files:
     """Every generated file as it should be."""
-    return dict(_files())
+    made = dict(_files())
+    return {**made, **dict(copies(made))}
 
 
 def _files() -> Iterator[tuple[Path, str]]:

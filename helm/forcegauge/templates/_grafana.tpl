@@ -1,8 +1,8 @@
 {{- define "forcegauge.grafanaToken" -}}
 - name: grafana
   secret:
-    secretName: {{ .Values.grafana.existingSecret }}
+    secretName: {{ .Values.grafana.existingSecret | quote }}
     items:
-      - key: {{ .Values.grafana.existingSecretKey }}
+      - key: {{ .Values.grafana.existingSecretKey | quote }}
         path: token
 {{- end -}}

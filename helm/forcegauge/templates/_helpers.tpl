@@ -1,23 +1,23 @@
 {{- define "forcegauge.name" -}}
-{{- .Values.nameOverride | default .Chart.Name | trunc 38 | trimSuffix "-" -}}
+{{- .Values.nameOverride | default .Chart.Name -}}
 {{- end -}}
 
 {{/* Short enough for a ScaledJob's label: NAME-worker-POOL in 63 characters. */}}
 {{- define "forcegauge.fullname" -}}
 {{- $name := .Values.nameOverride | default .Chart.Name -}}
 {{- $both := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
-{{- .Values.fullnameOverride | default $both | trunc 38 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | default $both | trunc 38 | replace "." "-" | trimAll "-" -}}
 {{- end -}}
 
 {{/* Never changes: selectors cannot. Takes (list root component). */}}
 {{- define "forcegauge.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "forcegauge.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "forcegauge.name" $root | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* Takes (list root component). */}}
+{{/* Takes (list root component), and more labels where there are any. */}}
 {{- define "forcegauge.labels" -}}
 {{- $root := index . 0 -}}
 {{ include "forcegauge.selector" . }}
@@ -25,7 +25,7 @@ app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: forcegauge
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{- with $root.Values.commonLabels }}
+{{- with mergeOverwrite (deepCopy $root.Values.commonLabels) (gt (len .) 2 | ternary (last .) dict) }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}

@@ -19,7 +19,7 @@ annotations:
 {{- end -}}
 
 {{- define "forcegauge.podSpec" -}}
-serviceAccountName: {{ .account | default (include "forcegauge.serviceAccount" .root) }}
+serviceAccountName: {{ .account | default (include "forcegauge.serviceAccount" .root) | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ int64 .it.terminationGracePeriodSeconds }}
@@ -60,7 +60,7 @@ topologySpreadConstraints:
 {{- define "forcegauge.podSelector" -}}
 {{ include "forcegauge.selector" (list .root .component) }}
 {{- with .pool }}
-forcegauge/pool: {{ . }}
+forcegauge/pool: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -99,7 +99,7 @@ env:
   - name: REDIS_PASSWORD
     valueFrom:
       secretKeyRef:
-        name: {{ include "forcegauge.redisSecret" .root }}
+        name: {{ include "forcegauge.redisSecret" .root | quote }}
         key: password
   - name: FORCEGAUGE_MONITOR_REDIS_URL
     value: redis://:$(REDIS_PASSWORD)@{{ include "forcegauge.fullname" .root }}-redis:6379/0
@@ -107,8 +107,8 @@ env:
   - name: FORCEGAUGE_MONITOR_REDIS_URL
     valueFrom:
       secretKeyRef:
-        name: {{ include "forcegauge.redisSecret" .root }}
-        key: {{ .root.Values.externalRedis.existingSecret | empty | ternary "url" .root.Values.externalRedis.existingSecretKey }}
+        name: {{ include "forcegauge.redisSecret" .root | quote }}
+        key: {{ .root.Values.externalRedis.existingSecret | empty | ternary "url" .root.Values.externalRedis.existingSecretKey | quote }}
   {{- end }}
   {{- with .own }}
   {{- toYaml . | nindent 2 }}
@@ -121,7 +121,7 @@ envFrom:
       name: {{ include "forcegauge.fullname" .root }}-config
   {{- if and .stores .root.Values.storage.existingSecret }}
   - secretRef:
-      name: {{ .root.Values.storage.existingSecret }}
+      name: {{ .root.Values.storage.existingSecret | quote }}
   {{- end }}
   {{- with .it.extraEnvFrom }}
   {{- toYaml . | nindent 2 }}
@@ -130,7 +130,7 @@ envFrom:
 
 {{- define "forcegauge.extraEnv" -}}
 {{- range $name, $value := .it.extraEnv }}
-- name: {{ $name }}
+- name: {{ $name | quote }}
   {{- if kindIs "map" $value }}
   {{- toYaml $value | nindent 2 }}
   {{- else }}
@@ -147,9 +147,9 @@ envFrom:
   mountPath: /var/lib/forcegauge
 {{- range $name, $one := .root.Values.checkpoints }}
 - name: checkpoints-{{ $name }}
-  mountPath: {{ $one.mountPath }}
+  mountPath: {{ $one.mountPath | quote }}
   {{- with $one.subPath }}
-  subPath: {{ . }}
+  subPath: {{ . | quote }}
   {{- end }}
   readOnly: {{ dig "readOnly" true $one }}
 {{- end }}
@@ -166,14 +166,14 @@ envFrom:
 - name: storage
   {{- if .root.Values.storage.persistence.enabled }}
   persistentVolumeClaim:
-    claimName: {{ include "forcegauge.storageClaim" .root }}
+    claimName: {{ include "forcegauge.storageClaim" .root | quote }}
   {{- else }}
   emptyDir: {}
   {{- end }}
 {{- range $name, $one := .root.Values.checkpoints }}
 - name: checkpoints-{{ $name }}
   persistentVolumeClaim:
-    claimName: {{ $one.claim }}
+    claimName: {{ $one.claim | quote }}
 {{- end }}
 {{- end }}
 {{- with .it.extraVolumes }}
