@@ -7,20 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from forcegauge.alarms import ALARMS, VERDICTS
-from forcegauge.probes import RESPONSE_TYPES, UNTRAINED_NATURAL
+from forcegauge.probes import RESPONSE_TYPES
 
 PREFIX = "forcegauge_"
-
-NOTATION = (
-    "Every series also carries the label run. In the formulas pi is the model's distribution at "
-    "one position, y_t the token of the fixed response there, pi* = max_v pi(v) in the same "
-    "context (teacher-forced), mean_t is over a response's tokens, mean_i over the probes, and "
-    "log pi(f) of a response type f is mean_i mean_t log pi(y_t). D is the value minus the one of "
-    "the phase's baseline, x the prompt, y the response, L the loss, e_y the one-hot of y_t. "
-    f"Untrained natural types are {', '.join(UNTRAINED_NATURAL)}. Ren & Sutherland is "
-    "arXiv 2407.10490."
-)
-"""What the formulas' symbols stand for."""
 
 PARTS = ("target", "argmax", "rest")
 DIRECTIONS = ("up", "down")
@@ -108,7 +97,7 @@ _PROGRESS = (
     _gauge(
         "probe_overhead_ratio",
         "ratio",
-        "The share of the training time since the dense early probes that the agent takes.",
+        "The share of the training time since the dense early probes that the agent takes, 0 to 1.",
         "seconds of probes and of reading forces / (these + seconds of steps, without pauses)",
     ),
     _gauge(

@@ -60,6 +60,8 @@ CONTRACT = {
     "alarm_streak_needed{alarm}",
 }
 
+BESIDE_SCORES = {"reference_change_nats{response_type}", "probes_scored"}
+
 BESIDE_CONTRACT = {
     "top_mass_ratio{response_type}",
     "top_mass_change_ratio{response_type}",
@@ -76,7 +78,7 @@ def test_holds_exactly_the_metrics_that_dashboards_and_rules_build_on() -> None:
     for row in METRICS:
         labels = () if row.labels == INFO_LABELS else row.labels
         shown.add(row.name + ("{" + ",".join(labels) + "}" if labels else ""))
-    assert shown == {f"forcegauge_{name}" for name in CONTRACT | BESIDE_CONTRACT}
+    assert shown == {f"forcegauge_{name}" for name in CONTRACT | BESIDE_CONTRACT | BESIDE_SCORES}
     assert len(METRICS) == len(shown)
 
 
@@ -146,6 +148,7 @@ def test_finds_a_metric_with_or_without_the_prefix() -> None:
         ("valley_force_ratio", "valley_force_ratio", ()),
         ("top_mass_greedy_ratio", "top_mass_ratio", ("greedy",)),
         ("top_mass_change_chosen_ratio", "top_mass_change_ratio", ("chosen",)),
+        ("reference_change_chosen_nats", "reference_change_nats", ("chosen",)),
         ("sample_length_tokens", "sample_length_tokens", ()),
     ],
 )

@@ -7,8 +7,9 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from forcegauge.catalogue import METRICS, NOTATION
+from forcegauge.catalogue import METRICS
 from forcegauge.cli import cli
+from forcegauge.commands.metrics import NOTATION
 from forcegauge.probes import RESPONSE_TYPES
 
 

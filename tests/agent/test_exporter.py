@@ -54,6 +54,7 @@ def _complete(run: str = "demo") -> RunState:
     signals |= {
         f"top_mass_{way}{kind}_ratio": 0.1 for way in ("", "change_") for kind in CANDIDATE_TYPES
     }
+    signals |= {f"reference_change_{name}_nats": 0.2 for name in RESPONSE_TYPES}
     return RunState(
         run,
         "dpo",
@@ -66,6 +67,7 @@ def _complete(run: str = "demo") -> RunState:
         probe_timestamp=1790000000.5,
         probe_duration=0.75,
         overhead_ratio=0.01,
+        probes_scored=32,
         failures={"record": 2},
         scores=_summary(-1.5),
         baseline=_summary(-1.0),

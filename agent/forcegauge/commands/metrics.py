@@ -9,9 +9,21 @@ from dataclasses import asdict
 
 import click
 
-from forcegauge.catalogue import LABEL_VALUES, METRICS, NOTATION, Metric
+from forcegauge.catalogue import LABEL_VALUES, METRICS, Metric
+from forcegauge.probes import UNTRAINED_NATURAL
 
 WIDEST = 100
+NOTATION = (
+    "Every series also carries the label run. In the formulas pi is the model's distribution at "
+    "one position, y_t the token of the fixed response there, pi* = max_v pi(v) in the same "
+    "context (teacher-forced), mean_t is over a response's tokens, mean_i over the probes, and "
+    "log pi(f) of a response type f is mean_i mean_t log pi(y_t). D is the value minus the one of "
+    "the phase's baseline, x the prompt, y the response, L the loss, e_y the one-hot of y_t. "
+    f"Untrained natural types are {', '.join(UNTRAINED_NATURAL)}. Ren & Sutherland is "
+    "arXiv 2407.10490."
+)
+"""What the formulas' symbols stand for."""
+
 COLUMNS = ("metric", "type", "labels", "unit", "meaning", "formula")
 
 
