@@ -85,6 +85,7 @@ class ForceGaugeCallback(TrainerCallback):
             phase=self._phase or kind or "train",
             loss=self._loss or trainer_loss(args, kind),
             beta=getattr(args, "beta", None),
+            optimizer=kwargs.get("optimizer"),
             settings={**of_arguments(args), **self._settings},
             **self._options,
         )
