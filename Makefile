@@ -9,9 +9,15 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PACKAGES := prometheus prometheus-alertmanager redis-server chromium
 PROGRAMS := prometheus promtool prometheus-alertmanager amtool redis-server chromium
+# A cluster for the chart's tests, where the folder with what starts one is named.
+ifdef FORCEGAUGE_TEST_TOOLS
+PACKAGES += containerd runc containernetworking-plugins nftables iptables conntrack iproute2 \
+  openssl curl xz-utils buildah debootstrap
+PROGRAMS += containerd runc nft iptables conntrack ip openssl curl xz buildah debootstrap
+endif
 APT := apt-get -o Dpkg::Use-Pty=0 -qq
 
-.PHONY: demo demo-healthy test unit lint fmt system generate preview clean \
+.PHONY: demo demo-healthy test test-cluster unit lint fmt system generate images preview clean \
   chaos bench-alarms bench-entk bench-monitor bench-scaling bench-scoring
 
 demo: $(VENV)/ready
@@ -25,6 +31,14 @@ SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
 
 test: system lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) --cov --cov-report=term:skip-covered
+
+# The chart in a real cluster, beyond what `make test` does of it: half an hour; figures: build/cluster.json.
+test-cluster: system
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/helm/cluster -m cluster
+
+# The image of the tests' cluster, and Debian's Redis, into build/images.
+images: system
+	$(BIN)/python -m tests.helm.cluster.images
 
 # Everything but the tests that need the real model or a real server.
 unit: $(VENV)/ready

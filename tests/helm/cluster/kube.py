@@ -30,7 +30,7 @@ PACKAGES = "containerd runc containernetworking-plugins nftables iptables conntr
 
 
 def script() -> str:
-    """Path of what starts clusters; without it the test is skipped, or fails where it is promised."""
+    """What starts clusters; without it the test is skipped, or fails where it is promised."""
     tools = os.environ.get("FORCEGAUGE_TEST_TOOLS")
     if not tools:
         pytest.skip("FORCEGAUGE_TEST_TOOLS names no folder with kube/cluster, which starts one")
@@ -106,8 +106,13 @@ class Cluster:
         self.kubectl("delete", "namespace", name)
         self._empty_volumes(name)
 
+    def volume(self, namespace: str, claim: str) -> Path:
+        """The folder of a claim's volume, as the node sees it."""
+        name = self.get("pvc", claim, "-n", namespace)["spec"]["volumeName"]
+        return Path(self.get("pv", name)["spec"]["hostPath"]["path"])
+
     def _empty_volumes(self, namespace: str) -> None:
-        """Make the volumes of a namespace that is gone free for another, and their folders empty."""
+        """Make the volumes of a namespace that is gone free for another, their folders empty."""
         for volume in self.get("persistentvolumes"):
             if volume["spec"].get("claimRef", {}).get("namespace") == namespace:
                 folder = Path(volume["spec"]["hostPath"]["path"])
@@ -148,7 +153,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def eventually(look: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
-    """The first true answer; fails the test, saying what was waited for, when none comes in time."""
+    """The first true answer; fails the test when none comes in time, and says of what."""
     end = time.monotonic() + seconds
     while not (answer := look()):
         if time.monotonic() > end:

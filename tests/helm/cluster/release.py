@@ -6,7 +6,6 @@ import base64
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +20,14 @@ NAME = "forcegauge"
 STORAGE = "/var/lib/forcegauge"
 
 
-def images(image: str = OLD) -> dict[str, str]:
+def images(image: str = OLD) -> Object:
     """The values that tests have to give: no registry is reached from the cluster."""
     _, _, tag = image.rpartition(":")
     redis, _, redis_tag = REDIS.rpartition(":")
-    ours = {"image.repository": FORCEGAUGE, "image.tag": tag}
-    return {**ours, "redis.image.repository": redis, "redis.image.tag": redis_tag}
+    return {
+        "image": {"repository": FORCEGAUGE, "tag": tag},
+        "redis": {"image": {"repository": redis, "tag": redis_tag}},
+    }
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,15 @@ class Release:
     helm: str
     namespace: str
 
-    def call(self, *arguments: str) -> str:
+    def call(self, *arguments: str, text: str | None = None) -> str:
         """What Helm prints."""
-        return self.cluster.run(program(self.helm), *arguments, "--namespace", self.namespace)
+        where = ("--namespace", self.namespace)
+        return self.cluster.run(program(self.helm), *arguments, *where, text=text)
 
-    def put(self, verb: str, values: Mapping[str, str], *more: str, chart: Path = CHART) -> str:
+    def put(self, verb: str, values: Object, chart: Path = CHART) -> str:
         """`helm install` or `helm upgrade`, until all is ready."""
-        given = [f"--set-string={name}={value}" for name, value in values.items()]
-        return self.call(verb, NAME, str(chart), *given, "--wait", "--timeout=5m", *more)
+        wait = ("--wait", "--timeout=5m", "--values=-")
+        return self.call(verb, NAME, str(chart), *wait, text=json.dumps(values))
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
         """What kubectl prints, in the release's namespace."""

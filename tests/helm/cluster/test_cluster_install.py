@@ -56,4 +56,4 @@ def test_a_snapshot_asked_for_through_the_service_is_in_the_metrics(
     metrics = release.insist("GET", "/metrics")
     assert 'forcegauge_snapshot_step{run="first"} 2.0' in metrics
     assert 'forcegauge_snapshots_total{run="first",state="done"} 1.0' in metrics
-    assert 'forcegauge_attribution_nats{observed="chosen"' in metrics
+    assert 'forcegauge_attribution_nats{run="first",observed="chosen"' in metrics
