@@ -16,7 +16,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from forcegauge.alerting import OnAlarm
-from forcegauge.arguments import model_name
 from forcegauge.errors import InputError
 from forcegauge.gauge import ForceGauge
 from forcegauge.integrations.facts import of_lightning
@@ -138,11 +137,6 @@ class ForceGaugeCallback(pl.Callback):
         if self.gauge is not None:
             self.gauge.close("signal" if told else "error")
 
-    @property
-    def state_key(self) -> str:
-        """The same for every way to attach it."""
-        return "forcegauge"
-
     def state_dict(self) -> dict[str, Any]:
         """The run, for a resume that does not find its directory."""
         return self.gauge.state_dict() if self.gauge is not None else {}
@@ -214,11 +208,16 @@ def language_model(module: pl.LightningModule) -> str:
 
 
 def tokenizer_of(trainer: pl.Trainer, module: pl.LightningModule, model: nn.Module) -> Any:
-    """The ``tokenizer`` of the module or its data module, or else the one that lies beside the
-    model; raises `InputError` where there is none."""
+    """The ``tokenizer`` of the module or its data module, or else that of the model's name; raises
+    `InputError` where there is none."""
     data = getattr(trainer, "datamodule", None)
     found = getattr(module, "tokenizer", None) or getattr(data, "tokenizer", None)
-    return found or load_tokenizer(model_name(model))
+    if found is None and (name := getattr(getattr(model, "config", None), "_name_or_path", "")):
+        found = load_tokenizer(name)
+    if found is None:
+        fix = "Name it `tokenizer` in the module or the data module"
+        raise InputError("no tokenizer could be found", field="tokenizer", fix=fix)
+    return found
 
 
 TAKING_TEXT = (CSVLogger, WandbLogger)
