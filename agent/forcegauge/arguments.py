@@ -43,6 +43,9 @@ def _port(port: int | None) -> int:
     if port is not None:
         return port
     named = os.environ.get("FORCEGAUGE_PORT") or str(DEFAULT_PORT)
+    if named.startswith(("tcp://", "udp://")):
+        # Kubernetes puts this into every container beside a Service named forcegauge
+        return DEFAULT_PORT
     if not named.isdigit():
         raise InputError(f"'{named}' is no port", field="FORCEGAUGE_PORT", fix="Use 0 to 65535")
     return int(named)
