@@ -97,6 +97,11 @@ class Cluster:
         """Call the script that started it."""
         return self.run(self.script, name, str(self.folder), *arguments)
 
+    def ctr(self, *arguments: str) -> str:
+        """Call containerd's own client on the node."""
+        place = ("-a", str(self.folder / "containerd.sock"), "-n", "k8s.io")
+        return self.run("ctr", *place, *arguments)
+
     @contextmanager
     def namespace(self, name: str) -> Iterator[str]:
         """A namespace that enforces the restricted Pod Security Standard, until the block ends."""
