@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
+from forcegauge.checkpoints import base_of, is_adapter
 from forcegauge.encoding import TokenSequence, check_fits, encode_probes
 from forcegauge.errors import InputError, RunError
 from forcegauge.head import text_config
 from forcegauge.loading import DTYPES, check_causal, load_tokenizer, pick_device
 from forcegauge.probes import ProbeSet
 from forcegauge.textfiles import write_whole
-from forcegauge_monitor.checkpoints import base_of, check_same_weights, is_adapter, skeleton
+from forcegauge_monitor.checkpoints import check_same_weights, skeleton
 from forcegauge_monitor.entk.pieces import Piece
 from forcegauge_monitor.entk.plan import Plan, Work, free_memory, lengths, make_plan, size_of
 from forcegauge_monitor.entk.samples import Loss, Samples, read_samples

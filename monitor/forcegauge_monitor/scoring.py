@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Callable
 
+from forcegauge.agentless import Scored, Scoring, score_new
 from forcegauge.errors import InputError
 from forcegauge.textfiles import first_line
-from forcegauge_monitor.agentless import Scored, Scoring, score_new
 from forcegauge_monitor.asking import ask_for_checkpoints
 from forcegauge_monitor.records import Event, Run, Snapshot, Watch, check_path
 from forcegauge_monitor.settings import Settings

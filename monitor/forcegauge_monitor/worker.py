@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from forcegauge.checkpoints import load_checkpoint
 from forcegauge.encoding import TokenSequence
 from forcegauge.loading import DTYPES
-from forcegauge_monitor.checkpoints import load_checkpoint, weight_step, without_adapter
+from forcegauge_monitor.checkpoints import weight_step, without_adapter
 from forcegauge_monitor.entk.adam import preconditioner
 from forcegauge_monitor.entk.attribution import (
     attribute,

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from importlib.abc import Loader
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def steps(directory: Path) -> list[int]:
     return [line["step"] for line in probes_by_phase(read_record(directory))["train"]]
 
 
-def attached(tmp_path: Path, module: lit.Tuned, *callbacks: Any) -> None:
+def attached(tmp_path: Path, module: Any, *callbacks: Any) -> None:
     module.tokenizer = tiny.tokenizer()
     lit.fit(tmp_path, *callbacks, module=module, steps=4)
 
@@ -186,7 +187,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
 def test_a_transformers_without_default_callbacks_is_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Empty(attach.Loader):
+    class Empty(Loader):
         def exec_module(self, module: Any) -> None: ...
 
     with caplog.at_level(logging.ERROR):

@@ -22,13 +22,13 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from transformers import PreTrainedModel
 
+from forcegauge import arrivals
+from forcegauge.agentless import Scored, Scoring, follow, score_new
+from forcegauge.arrivals import checkpoints_in, lacks, settled
+from forcegauge.checkpoints import load_checkpoint
 from forcegauge.errors import InputError
 from forcegauge.gauge import ForceGauge
 from forcegauge.record import Line, probes_by_phase, read_record
-from forcegauge_monitor import arrivals
-from forcegauge_monitor.agentless import Scored, Scoring, follow, score_new
-from forcegauge_monitor.arrivals import checkpoints_in, lacks, settled
-from forcegauge_monitor.checkpoints import load_checkpoint
 from forcegauge_monitor.cli import monitor
 from forcegauge_monitor.exporter import Requests, make_registry
 from forcegauge_monitor.records import Watch

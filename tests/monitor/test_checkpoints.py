@@ -9,10 +9,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from forcegauge.checkpoints import load_checkpoint
 from forcegauge.encoding import TokenSequence
 from forcegauge.errors import InputError
 from forcegauge_monitor.checkpoints import (
-    load_checkpoint,
     skeleton,
     weight_step,
     without_adapter,

@@ -14,7 +14,7 @@ from forcegauge_monitor.commands.overview import opened
 from forcegauge_monitor.commands.service import settings_of, settings_option
 
 if TYPE_CHECKING:
-    from forcegauge_monitor.agentless import Scored, Scoring
+    from forcegauge.agentless import Scored, Scoring
 
 _OF_SCORING = ("folder", "probes", "run", "directory", "baseline", "device", "dtype")
 
@@ -48,8 +48,8 @@ def watch(file: str | None, here: bool, once: bool, seconds: float, **given: Any
     The monitor's workers do it (queue scores), or this process. Record, metrics, verdict and
     alarms are the agent's. Half-written checkpoints are left alone.
     """
+    from forcegauge.agentless import follow, score_new
     from forcegauge.record import check_run_name
-    from forcegauge_monitor.agentless import follow, score_new
 
     check_run_name(given["run"])
     scoring = _scoring(given)
@@ -76,7 +76,7 @@ def unwatch(run: str, file: str | None) -> None:
 def _scoring(given: dict[str, Any]) -> Scoring:
     from transformers.utils.logging import disable_progress_bar
 
-    from forcegauge_monitor.agentless import Scoring
+    from forcegauge.agentless import Scoring
 
     # their bars would tear what is printed
     disable_progress_bar()

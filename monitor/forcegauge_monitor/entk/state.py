@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from forcegauge_monitor.entk.shards import ShardReader
+from forcegauge.shard_reader import ShardReader
 
 Wanted = Callable[[str], bool]
 """Whether a parameter's tensors are asked for, by its name."""

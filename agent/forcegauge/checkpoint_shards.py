@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from forcegauge.errors import InputError
+from forcegauge.shard_reader import ShardReader
 from forcegauge.textfiles import first_line
-from forcegauge_monitor.entk.shards import ShardReader
 
 _DCP_METADATA = ".metadata"
 _DCP_FOLDERS = ("", "pytorch_model_fsdp_0", "model")

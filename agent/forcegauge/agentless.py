@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import nn
 
+from forcegauge.arrivals import checkpoints_in, settled
+from forcegauge.checkpoints import base_of, is_adapter, load_checkpoint, tokenizer_place
 from forcegauge.detectors import Judgement
 from forcegauge.errors import InputError, RunError
 from forcegauge.gauge import ForceGauge
@@ -24,8 +26,6 @@ from forcegauge.loading import load_tokenizer, pick_device
 from forcegauge.probes import ProbeSet
 from forcegauge.record import RECORD_NAME, Line, probes_by_phase, read_record
 from forcegauge.textfiles import first_line
-from forcegauge_monitor.arrivals import checkpoints_in, settled
-from forcegauge_monitor.checkpoints import base_of, is_adapter, load_checkpoint, tokenizer_place
 
 logger = logging.getLogger("forcegauge")
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from forcegauge_monitor.sharded import dcp_folder, dcp_lacks, deepspeed_lacks, is_deepspeed
+from forcegauge.checkpoint_shards import dcp_folder, dcp_lacks, deepspeed_lacks, is_deepspeed
 
-NAME = re.compile(r"(?:checkpoint|global_step|step)[-_]?(\d+)")
+NAME = re.compile(r"(?:checkpoint|global_step|step)[-_]?(\d+)(?:[-_]hf)?")
+PLACES = ("actor/huggingface",)
+"""Where in a checkpoint a trainer keeps its model, but for the checkpoint itself: verl."""
 QUIET_SECONDS = 2.0
 """No file of a checkpoint changes for so long before it is read."""
 
@@ -26,11 +28,15 @@ Found = tuple[int, Path]
 
 
 def checkpoints_in(folder: str | Path) -> list[Found]:
-    """Everything in a folder that has a checkpoint's name (checkpoint-N, step-N), by rising step;
-    nothing while the folder is not there."""
+    """Everything in a folder that has a checkpoint's name (checkpoint-N, step-N, global_stepN_hf),
+    by rising step; nothing while the folder is not there. The model may lie deeper in it."""
     place = Path(folder)
     named = [(NAME.fullmatch(path.name), path) for path in _entries(place) if path.is_dir()]
-    return sorted((int(match[1]), path) for match, path in named if match)
+    return sorted((int(match[1]), _model_place(path)) for match, path in named if match)
+
+
+def _model_place(folder: Path) -> Path:
+    return next((folder / place for place in PLACES if (folder / place).is_dir()), folder)
 
 
 def _entries(folder: Path) -> list[Path]:
