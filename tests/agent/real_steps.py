@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,6 @@ SETTINGS: dict[str, Any] = {
     "seed": 3,
     "save_strategy": "no",
     "dataloader_pin_memory": False,
-    "gradient_checkpointing": None,
-    "activation_checkpointing": False,
 }
 ANSWERS = (
     ("tea is hot", "tea is cold!"),
@@ -65,13 +64,24 @@ def vowels(completions: list[str], **_: Any) -> list[float]:
     return [float(sum(letter in "aeiou" for letter in text)) for text in completions]
 
 
+def arguments(config: Any, output: Path, settings: dict[str, Any]) -> Any:
+    """Settings under the names that this version of the trainer has for them."""
+    known = {field.name for field in fields(config)}
+    on = bool(settings.pop("gradient_checkpointing", False))
+    if "activation_checkpointing" in known:
+        settings |= {"activation_checkpointing": on, "gradient_checkpointing": None}
+    else:
+        settings |= {"gradient_checkpointing": on}
+    return config(output_dir=str(output), **settings)
+
+
 def trainer(kind: str, output: Path, *, dropout: float = 0.0, **settings: Any) -> Trainer:
     name = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "grpo": "GRPO"}[kind]
     if kind == "grpo":
         settings = {"num_generations": 4, "max_completion_length": 6} | settings
     if kind != "sft":
         settings = {"beta": BETA} | settings
-    arguments = trl(f"{name}Config")(output_dir=str(output), **SETTINGS | settings)
+    args = arguments(trl(f"{name}Config"), output, SETTINGS | settings)
     extra: dict[str, Any] = {"ref_model": tiny.llama()} if kind in ("dpo", "kto") else {}
     if kind == "grpo":
         extra["reward_funcs"] = vowels
@@ -80,7 +90,7 @@ def trainer(kind: str, output: Path, *, dropout: float = 0.0, **settings: Any) -
     model.save_pretrained(output / "model")
     made: Trainer = trl(f"{name}Trainer")(
         model=model,
-        args=arguments,
+        args=args,
         train_dataset=rows(kind),
         processing_class=tiny.tokenizer(chat=False),
         **extra,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -12,6 +13,7 @@ from urllib.request import urlopen
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -19,6 +21,7 @@ from forcegauge import ForceGaugeCallback
 from forcegauge.record import probes_by_phase, read_record
 from forcegauge.scorer import Scorer
 from tests import tiny
+from tests.agent.real_steps import arguments
 
 STEPS = 6
 
@@ -56,30 +59,40 @@ SETTINGS: dict[str, Any] = {
     "report_to": [],
     "disable_tqdm": True,
     "use_cpu": True,
+    "bf16": False,
     "seed": 3,
     "save_strategy": "steps",
     "save_steps": 3,
     "dataloader_pin_memory": False,
-    "gradient_checkpointing": None,
-    "activation_checkpointing": False,
 }
 
 
-def sft(output: Path, **settings: Any) -> Trainer:
+def sft(output: Path, *, lora: bool = False, **settings: Any) -> Trainer:
     data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows()])
-    args = SFTConfig(output_dir=str(output), **{**SETTINGS, **settings})
-    return SFTTrainer(tiny.llama(dropout=0.2), args, train_dataset=data, processing_class=words())
+    args = arguments(SFTConfig, output, {**SETTINGS, **settings})
+    return SFTTrainer(
+        tiny.llama(dropout=0.2),
+        args,
+        train_dataset=data,
+        processing_class=words(),
+        peft_config=adapters() if lora else None,
+    )
 
 
-def dpo(output: Path, **settings: Any) -> Trainer:
-    args = DPOConfig(output_dir=str(output), **{**SETTINGS, **settings})
+def dpo(output: Path, *, lora: bool = False, **settings: Any) -> Trainer:
+    args = arguments(DPOConfig, output, {**SETTINGS, **settings})
     return DPOTrainer(
         tiny.llama(dropout=0.2),
-        ref_model=tiny.llama(),
+        ref_model=None if lora else tiny.llama(),
         args=args,
         train_dataset=Dataset.from_list(rows()),
         processing_class=words(),
+        peft_config=adapters() if lora else None,
     )
+
+
+def adapters() -> LoraConfig:
+    return LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj", "up_proj"])
 
 
 def words() -> Any:
@@ -87,6 +100,48 @@ def words() -> Any:
 
 
 TRAINERS = {"sft": sft, "dpo": dpo}
+
+FACTORS: dict[str, dict[str, Any]] = {
+    "lora": {"lora": True},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "checkpointing": {"gradient_checkpointing": True},
+    "bf16": {"bf16": True},
+}
+
+CASES = [
+    (kind, names)
+    for kind, parity in (("sft", 0), ("dpo", 1))
+    for count in range(len(FACTORS) + 1)
+    for names in itertools.combinations(FACTORS, count)
+    if count % 2 == parity
+]
+"""Half of all combinations, chosen so that of any four of the five factors each one occurs."""
+
+
+def name_of(part: str | tuple[str, ...]) -> str:
+    return part if isinstance(part, str) else "+".join(part)
+
+
+def make(kind: str, names: tuple[str, ...], output: Path) -> Trainer:
+    settings: dict[str, Any] = {}
+    for name in names:
+        settings |= FACTORS[name]
+    return TRAINERS[kind](output, **settings)
+
+
+Unwatched = Callable[[str, tuple[str, ...]], tuple[Path, Any]]
+
+
+@pytest.fixture(scope="module")
+def unwatched(tmp_path_factory: pytest.TempPathFactory) -> Unwatched:
+    """Folder and outcome of a training without the agent, made once for each combination."""
+
+    @cache
+    def train(kind: str, names: tuple[str, ...]) -> tuple[Path, Any]:
+        output = tmp_path_factory.mktemp("unwatched")
+        return output, run(make(kind, names, output), None)
+
+    return train
 
 
 def callback(directory: Path) -> ForceGaugeCallback:
@@ -130,65 +185,56 @@ def finite_probes(directory: Path) -> int:
     return sum("chosen_change_nats" in line["signals"] for line in lines)
 
 
-@pytest.mark.parametrize("kind", TRAINERS)
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"gradient_accumulation_steps": 2},
-        {"activation_checkpointing": True},
-        {"bf16": True},
-    ],
-    ids=["plain", "accumulation", "checkpointing", "bf16"],
-)
-def test_training_is_bit_identical(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    without = run(TRAINERS[kind](tmp_path / "a", **settings), None)
-    watched = run(TRAINERS[kind](tmp_path / "b", **settings), callback(tmp_path / "gauge"))
+def saved(checkpoint: Path) -> dict[str, str]:
+    """Hashes of the files of a checkpoint that hold tensors."""
+    names = ("*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    files = sorted(path for name in names for path in checkpoint.glob(name))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize(("kind", "names"), CASES, ids=name_of)
+def test_training_is_bit_identical_whole_and_resumed(
+    kind: str, names: tuple[str, ...], unwatched: Unwatched, tmp_path: Path
+) -> None:
+    output, without = unwatched(kind, names)
+    watched = run(make(kind, names, tmp_path / "b"), callback(tmp_path / "gauge"))
     assert watched == without
     assert len(watched[1]) == STEPS
     assert finite_probes(tmp_path / "gauge") >= 3
-
-
-@pytest.mark.parametrize("kind", TRAINERS)
-def test_a_resumed_training_is_bit_identical(kind: str, tmp_path: Path) -> None:
-    without = run(TRAINERS[kind](tmp_path / "a"), None)
-    run(TRAINERS[kind](tmp_path / "b"), callback(tmp_path / "gauge"))
-    resumed = run(
-        TRAINERS[kind](tmp_path / "b"),
-        callback(tmp_path / "gauge"),
-        str(tmp_path / "b" / "checkpoint-3"),
-    )
+    for step in ("checkpoint-3", "checkpoint-6"):
+        assert saved(tmp_path / "b" / step) == saved(output / step)
+        assert len(saved(output / step)) == 4
+    trainer, watcher = make(kind, names, tmp_path / "b"), callback(tmp_path / "gauge")
+    resumed = run(trainer, watcher, str(tmp_path / "b" / "checkpoint-3"))
     assert resumed[0] == without[0]
+    assert saved(tmp_path / "b" / "checkpoint-6") == saved(output / "checkpoint-6")
     assert finite_probes(tmp_path / "gauge") >= 3
     first, *_ = probes_by_phase(read_record(tmp_path / "gauge"))[kind]
     assert first["step"] == 0
+    assert ("reference_change_chosen_nats" in first["signals"]) == ("lora" in names)
+    assert watcher.gauge is not None
+    assert not watcher.gauge.failures
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
-def test_saved_checkpoints_hold_the_same_tensors(kind: str, tmp_path: Path) -> None:
-    run(TRAINERS[kind](tmp_path / "a"), None)
-    run(TRAINERS[kind](tmp_path / "b"), callback(tmp_path / "gauge"))
-    for name in ("model.safetensors", "optimizer.pt", "rng_state.pth"):
-        one, other = (
-            hashlib.sha256((tmp_path / run / "checkpoint-6" / name).read_bytes()).hexdigest()
-            for run in "ab"
-        )
-        assert one == other, name
-
-
-@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("names", [(), ("lora", "checkpointing", "bf16")], ids="+".join)
 def test_training_is_bit_identical_when_every_probe_fails(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    names: tuple[str, ...],
+    unwatched: Unwatched,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    without = run(TRAINERS[kind](tmp_path / "a"), None)
+    output, without = unwatched(kind, names)
 
-    def broken(self: Scorer, model: torch.nn.Module) -> None:
+    def broken(self: Scorer, model: torch.nn.Module, **_: Any) -> None:
         torch.rand(3)
         raise RuntimeError("no scores today")
 
     monkeypatch.setattr(Scorer, "score", broken)
     watcher = callback(tmp_path / "gauge")
-    assert run(TRAINERS[kind](tmp_path / "b"), watcher) == without
+    assert run(make(kind, names, tmp_path / "b"), watcher) == without
+    assert saved(tmp_path / "b" / "checkpoint-6") == saved(output / "checkpoint-6")
     assert watcher.gauge is not None
     assert watcher.gauge.failures["scoring"] >= 3
 
