@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,9 +15,12 @@ import torch
 from click.testing import CliRunner, Result
 from transformers import PreTrainedModel
 
+from forcegauge import arrivals
+from forcegauge.cli import cli
 from forcegauge.commands.score import score
 from forcegauge.errors import InputError
 from forcegauge.probes import ProbeSet
+from forcegauge.record import probes_by_phase, read_record
 from forcegauge.scorer import Scorer
 
 Make = Callable[..., PreTrainedModel]
@@ -277,3 +281,54 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(probes: Path, tmp_path: Pat
     assert result.stderr.strip().splitlines()[-1].startswith("forcegauge: ")
     assert "no such model folder" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "QUIET_SECONDS", 0.0)
+
+
+def test_a_folder_of_checkpoints_becomes_a_run_that_later_calls_go_on_with(
+    run_dir: Path, probes: Path, tmp_path: Path, quick: None
+) -> None:
+    later = (run_dir / "checkpoint-10").rename(tmp_path / "later")
+    base = (run_dir / "checkpoint-2").rename(tmp_path / "base")
+    shutil.copytree(base, run_dir / "checkpoint-2")
+    asked = ("--model", run_dir, "--probes", probes, "--run-dir", tmp_path / "gauge")
+    about = ("--run", "mine", "--baseline", base, "--phase", "dpo", "--loss", "dpo", "--beta", 0.1)
+    first = call(*asked, *about)
+    assert first.exit_code == 0, first.output
+    assert "checkpoint-2: warming." in first.output
+    later.rename(run_dir / "checkpoint-10")
+    assert "1 new checkpoints scored" in call(*asked, *about).output
+    assert "0 new checkpoints scored" in call(*asked, *about).output
+    found = read_record(tmp_path / "gauge")
+    steps = [line["step"] for line in probes_by_phase(found)["dpo"]]
+    assert steps == [0, 2, 10]
+    assert {line["run"] for line in found} == {"mine"}
+    assert found[0]["settings"]["beta"] == 0.1
+    page = CliRunner().invoke(cli, ["report", str(tmp_path / "gauge")], catch_exceptions=False)
+    assert page.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((), "-o: scores go to a file or to a record"),
+        (("-o", "out.jsonl", "--run-dir", "gauge"), "-o: scores go to a file or to a record"),
+        (("-o", "out.jsonl", "--baseline", "base"), "--run-dir with which --run, --baseline"),
+        (("--run-dir", "gauge", "--model", "other"), "--model: a record is of one"),
+        (("--run-dir", "gauge", "--run", "a b"), "'a b' cannot name a run"),
+    ],
+)
+def test_what_goes_to_a_file_and_what_to_a_record_is_not_mixed(
+    given: tuple[str, ...], said: str, run_dir: Path, probes: Path
+) -> None:
+    with pytest.raises(InputError) as refused:
+        call("--model", run_dir, "--probes", probes, *given)
+    assert said in str(refused.value)
+
+
+def test_a_folder_that_is_not_there_is_said(probes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder of checkpoints"):
+        call("--model", tmp_path / "none", "--probes", probes, "--run-dir", tmp_path / "gauge")

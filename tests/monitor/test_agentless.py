@@ -335,6 +335,18 @@ def test_checkpoints_are_found_by_their_names_in_the_order_of_steps(tmp_path: Pa
     assert checkpoints_in(tmp_path / "none") == []
 
 
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [("global_step_7", "actor/huggingface"), ("global_step7_hf", ""), ("step_7-hf", "")],
+    ids=["verl", "OpenRLHF", "NeMo-RL, converted"],
+)
+def test_a_model_is_found_where_its_trainer_keeps_it(
+    name: str, inside: str, tmp_path: Path, probes: str
+) -> None:
+    save(moved(1), tmp_path / name / inside)
+    assert score_new(scoring(tmp_path, probes)) == [7]
+
+
 def test_one_that_cannot_be_scored_is_said_once_and_the_next_one_is_scored(
     tmp_path: Path, probes: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from forcegauge.commands.score_run import OF_RUNS, score_run
 from forcegauge.errors import InputError
 from forcegauge.probes import ProbeSet
 from forcegauge.textfiles import read_lines, write_whole
@@ -59,7 +60,13 @@ def _bytes(context: click.Context, option: click.Parameter, text: str | None) ->
 @click.command()
 @click.option("--model", "models", multiple=True, required=True, metavar="DIR|NAME")
 @click.option("--probes", multiple=True, required=True, metavar="FILE", help="Probe file (JSONL).")
-@click.option("-o", "--output", required=True, metavar="OUT.jsonl", help="Where scores go.")
+@click.option("-o", "--output", metavar="OUT.jsonl", help="Where scores go, a line per response.")
+@click.option("--run-dir", metavar="DIR", help="Where they go as a run's record, in place of -o.")
+@click.option("--run", metavar="NAME", help="With --run-dir: name of the run.")
+@click.option("--baseline", metavar="DIR|NAME", help="With --run-dir: the model before training.")
+@click.option("--phase", metavar="NAME", help="With --run-dir: sft, dpo, ...")
+@click.option("--loss", metavar="NAME", help="With --run-dir: whether it pushes answers down.")
+@click.option("--beta", type=click.FloatRange(min=0), help="With --run-dir: the loss's beta.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; the GPU where there is one.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
 @click.option("--max-prompt-tokens", type=click.IntRange(min=1), help="Keep a prompt's end.")
@@ -68,13 +75,29 @@ def _bytes(context: click.Context, option: click.Parameter, text: str | None) ->
 @click.option(
     "--max-memory", metavar="SIZE", callback=_bytes, help="Above the weights, such as 2GiB."
 )
-def score(models: tuple[str, ...], probes: tuple[str, ...], output: str, **settings: Any) -> None:
+def score(
+    models: tuple[str, ...],
+    probes: tuple[str, ...],
+    output: str | None,
+    run_dir: str | None,
+    **settings: Any,
+) -> None:
     """Score one or more probe sets with one or more checkpoints.
 
     A folder that holds checkpoint-N folders stands for all of them in order. Models that OUT holds
     already are skipped, so that a run is followed by calling this again. Each model is loaded
     once, whatever the number of probe files; their ids must differ.
+
+    With --run-dir the new checkpoints of one folder become the record that an agent in the trainer
+    would have written, with verdicts and alarms, for report, watch and compare. Without --baseline
+    an adapter's base model or the first checkpoint is what changes are counted from.
     """
+    if run_dir is not None and output is None:
+        score_run(models, probes, run_dir, settings)
+        return
+    of_runs = [name for name in OF_RUNS if settings.pop(name) is not None]
+    if output is None or run_dir is not None or of_runs:
+        raise InputError("scores go to a file or to a record", fix=_EITHER, field="-o")
     sets = load_sets(probes)
     lines, there = read_scored(output, sets)
     from transformers.utils.logging import disable_progress_bar
@@ -96,6 +119,9 @@ def score(models: tuple[str, ...], probes: tuple[str, ...], output: str, **setti
     skipped = f", {len(names) - len(todo)} were there already" if len(todo) < len(names) else ""
     count = sum(len(each) for each in sets)
     click.echo(f"{output}: {len(todo)} models scored on {count} probes{skipped}.")
+
+
+_EITHER = f"Give -o, or --run-dir with which --{', --'.join(OF_RUNS)} go"
 
 
 def load_sets(paths: Sequence[str]) -> list[ProbeSet]:
