@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ class Run:
 
 @pytest.fixture
 def begin(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
-    def make(whole: float, *, budget: float | None = 0.01, most: int = 8, **how: float) -> Run:
+    def make(whole: float, *, budget: float | None = 0.01, most: int = 8, **how: Any) -> Run:
         run = Run(Pace(50, budget, most), whole, **how)
         monkeypatch.setattr(time, "monotonic", lambda: run.now)
         return run

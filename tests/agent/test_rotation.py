@@ -14,9 +14,15 @@ from forcegauge.pace import Pace
 from forcegauge.phase import Phase, Probe
 from forcegauge.probes import RESPONSE_TYPES
 from forcegauge.record import probes_by_phase, read_record, read_scores
+from forcegauge.report import write_report
+from forcegauge.reporting.moved import find_moved
+from forcegauge.reporting.story import tell
 from forcegauge.rotation import MOST_PARTS, SMALLEST_PART, Rotation, most_parts
 from forcegauge.scores import STATISTICS, Scores, TokenScores
+from forcegauge.watching.following import Follower
+from forcegauge.watching.view import record_view
 from tests import tiny
+from tests.agent.test_watch_screen import text
 from tests.synthetic_run import levels
 
 PROBES = 64
@@ -235,3 +241,24 @@ def test_a_resume_goes_on_with_the_next_part(
         watched.step(tiny.llama(), 3)
         assert watched._pace.turn == 3
         assert watched._pace.parts == 4
+
+
+def test_a_report_and_the_watch_say_that_the_last_look_was_a_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "_plan", quartered)
+    with ForceGauge(
+        tiny.probe_set(32), tiny.tokenizer(), directory=tmp_path, every=2, port=0
+    ) as watched:
+        for step in range(6):
+            watched.step(tiny.llama(), step)
+    story = tell(read_record(tmp_path))
+    last = story.phases[-1].probes[-1]
+    assert 8 <= last["probes_scored"] < 32
+    moved = find_moved(tmp_path, story)
+    assert moved is not None
+    assert len(moved.order) == last["probes_scored"]
+    page = write_report(tmp_path, tmp_path / "page.html").read_text()
+    assert f"32; the last time {last['probes_scored']} of them" in page
+    (course,) = list(Follower(tmp_path).read())[-1:]
+    assert f"({last['probes_scored']} of 32 in turn)" in text(record_view(course))

@@ -130,14 +130,15 @@ def _run_facts(story: Story, run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _probe_facts(story: Story, run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    first = story.phases[-1].probes[0] if story.phases and story.phases[-1].probes else None
     counts = [
-        (kind, number(field(story.last_probe, "scores", kind, "logprob_mean", "n")))
-        for kind in story.types
+        number(field(first, "scores", kind, "logprob_mean", "n")) or 0.0 for kind in story.types
     ]
-    probes = max((count for _, count in counts if count is not None), default=None)
+    probes, scored = max(counts, default=0.0), number(field(story.last_probe, "probes_scored"))
+    part = f"; the last time {scored:.0f} of them" if scored and scored < probes else ""
     return [
         ("hash", _text(run.get("probe_hash"))),
-        ("probes", "–" if probes is None else f"{probes:.0f}"),
+        ("probes", f"{probes:.0f}{part}" if probes else "–"),
         ("response types", str(len(story.types)) if story.types else "–"),
     ]
 

@@ -62,7 +62,7 @@ def find_moved(folder: Path, story: Story) -> Moved | None:
     moved = latest.values["logprob_mean"] - baseline.values["logprob_mean"]
     known = np.isfinite(moved)
     size = np.where(known, np.abs(moved), 0.0).sum(1) / np.maximum(1, known.sum(1))
-    order = np.argsort(-size, kind="stable")[:MOST_PROBES]
+    order = [row for row in np.argsort(-size, kind="stable") if known[row].any()][:MOST_PROBES]
     return Moved(baseline, latest, moved, tuple(int(row) for row in order))
 
 
@@ -233,24 +233,27 @@ def _places(tokens: TokenScores) -> Places:
 def _token_rows(moved: Moved, read: Pieces) -> list[dict[str, Any]]:
     """For each of the moved probes its responses' tokens, by the type's place."""
     before, after = moved.baseline.per_token, moved.latest.per_token
-    places = _places(after)
-    if places != _places(before) or not np.array_equal(before.token, after.token) or not places:
-        return []
+    starts, places = _places(before), _places(after)
     found: dict[int, dict[str, Any]] = {row: {} for row in moved.order}
     for (row, column), place in places.items():
+        start = starts.get((row, column), slice(0, 0))
+        if not np.array_equal(before.token[start], after.token[place]):
+            return []
         if row in found:
-            found[row][str(column)] = _tokens(before, after, place, read)
-    return [found[row] for row in moved.order]
+            found[row][str(column)] = _tokens(before, start, after, place, read)
+    return [found[row] for row in moved.order] if places else []
 
 
-def _tokens(before: TokenScores, after: TokenScores, place: slice, read: Pieces) -> dict[str, Any]:
+def _tokens(
+    before: TokenScores, start: slice, after: TokenScores, place: slice, read: Pieces
+) -> dict[str, Any]:
     """Texts, changes in hundredths of a nat, and percent on target and argmax, both times."""
-    cut = slice(place.start, min(place.stop, place.start + MOST_TOKENS))
-    change = after.values["logprob"][cut] - before.values["logprob"][cut]
+    cut, was = (slice(s.start, min(s.stop, s.start + MOST_TOKENS)) for s in (place, start))
+    change = after.values["logprob"][cut] - before.values["logprob"][was]
     return {
         "text": [visible(piece) for piece in read(after.token[cut].tolist())],
         "change": [_whole(value) for value in 100 * change],
-        "before": list(_parts(before, cut)),
+        "before": list(_parts(before, was)),
         "after": list(_parts(after, cut)),
         "more": place.stop - cut.stop,
     }

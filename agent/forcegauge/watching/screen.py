@@ -234,7 +234,9 @@ def _cost(view: View, width: int) -> Iterator[Text]:
     parts = []
     if view.seconds is not None:
         share = "" if view.overhead is None else f", {view.overhead:.1%} of the time"
-        parts.append(f"A probe takes {view.seconds:.1f} s{share}")
+        now, whole = view.scored or (0, 0)
+        part = f" ({now} of {whole} in turn)" if now < whole else ""
+        parts.append(f"A probe takes {view.seconds:.1f} s{part}{share}")
     if view.next_step is not None and view.step is not None and view.ended is None:
         ahead = max(0, view.next_step - (view.train_step or view.step))
         parts.append(f"next at about step {view.next_step:,}, in {ahead:,} steps")

@@ -39,7 +39,8 @@ class View:
 
     ``step`` is the last probe's, ``train_step`` the training's. ``changes`` are of log-probs in
     nats per token by response type. Times are in Unix seconds, ``seconds`` what the last probe
-    took, ``overhead`` the share of the training time that probes take.
+    took, ``scored`` how many probes it scored of how many, ``overhead`` the share of the training
+    time that probes take.
     """
 
     name: str
@@ -57,6 +58,7 @@ class View:
     signals: Mapping[str, Series] = field(default_factory=dict)
     alarms: Sequence[AlarmState] = ()
     seconds: float | None = None
+    scored: tuple[int, int] | None = None
     overhead: float | None = None
     next_step: int | None = None
     heard: float | None = None
@@ -100,6 +102,7 @@ def record_view(course: Course, notes: Sequence[str] = ()) -> View:
         signals=_signals(story),
         alarms=tuple(judged[-1].alarms.values()) if judged else (),
         seconds=told.number(last.get("duration_seconds")),
+        scored=_scored(phase.probes),
         overhead=_overhead(course, phase.probes),
         next_step=_next_step(phase.probes, run),
         heard=story.last_time,
@@ -176,6 +179,11 @@ def _overhead(course: Course, probes: Sequence[Line]) -> float | None:
     elapsed = since[-1]["time"] - began if since else 0.0
     many = len(course.probes) / len(probes)
     return min(1.0, many * sum(took) / elapsed) if elapsed > 0 else None
+
+
+def _scored(probes: Sequence[Line]) -> tuple[int, int] | None:
+    counts = [told.number(probe.get("probes_scored")) for probe in (probes[-1], probes[0])]
+    return (int(counts[0]), int(counts[1])) if counts[0] and counts[1] else None
 
 
 def _next_step(probes: Sequence[Line], run: Line | None) -> int | None:
