@@ -11,7 +11,7 @@ labels:
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- $sums := dict -}}
-{{- if .config }}{{ $_ := set $sums "checksum/config" (include "forcegauge.config" .root | sha256sum) }}{{ end -}}
+{{- if .config }}{{ $_ := set $sums "checksum/config" (printf "%s%s" (include "forcegauge.config" .root) .root.Values.externalRedis.url | sha256sum) }}{{ end -}}
 {{- with mergeOverwrite (deepCopy .it.podAnnotations) $sums }}
 annotations:
   {{- toYaml . | nindent 2 }}
