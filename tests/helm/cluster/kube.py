@@ -97,6 +97,12 @@ class Cluster:
         """Call the script that started it."""
         return self.run(self.script, name, str(self.folder), *arguments)
 
+    def operator(self) -> None:
+        """Run the Prometheus Operator with its kinds, where it does not run yet."""
+        known = self.kubectl("get", "crds", "-o", "name")
+        if "prometheuses.monitoring.coreos.com" not in known:
+            self.tool("operator")
+
     def ctr(self, *arguments: str) -> str:
         """Call containerd's own client on the node."""
         place = ("-a", str(self.folder / "containerd.sock"), "-n", "k8s.io")

@@ -48,7 +48,7 @@ VALUES = {
 @pytest.fixture(scope="module")
 def release(cluster: Cluster) -> Iterator[Release]:
     """The chart with all that it has for an operator, beside a volume for training."""
-    cluster.tool("operator")
+    cluster.operator()
     with cluster.namespace("watched") as namespace:
         one = Release(cluster, "helm4", namespace)
         cluster.apply(_claim("training"), namespace=namespace)
