@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,19 @@ Schema = dict[str, Any]
 
 @dataclass(frozen=True)
 class Key:
-    """One key of values.yaml.
+    """One key of values.yaml whose own keys, if it has any, the schema does not know.
 
     Attributes:
         path: with dots, from the root.
         comment: the text of the comment above it, empty where there is none.
         schema: what its value may be.
         default: its value in values.yaml.
-        whole: whether its own keys are documented one by one.
     """
 
     path: str
     comment: str
     schema: Schema
     default: Any
-    whole: bool
 
 
 def readme() -> str:
@@ -43,15 +42,16 @@ def readme() -> str:
 
 
 def table() -> str:
-    """One row for each key: what it is, of which type, and what it is by default."""
-    rows = ["| value | type | default | |", "|---|---|---|---|"]
+    """One row for each key: what it is, of which type, and what it is unless given."""
+    rows = ["| value | type | default |", "|---|---|---|"]
     rows += [_row(key) for key in keys()]
     return "\n".join(rows) + "\n"
 
 
 def _row(key: Key) -> str:
-    default = "" if key.whole else f"`{json.dumps(key.default, ensure_ascii=False)}`"
-    cells = (f"`{key.path}`", _type(key.schema), default, key.comment)
+    default = f"`{json.dumps(key.default, ensure_ascii=False)}`"
+    what = key.comment.replace(key.path, f"`{key.path}`", 1)
+    cells = (what, _type(key.schema), default)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -66,12 +66,14 @@ def _type(schema: Schema) -> str:
 
 
 def keys() -> Iterator[Key]:
-    """Every key of values.yaml, in its order; raises `KeyError` for one that has no schema."""
+    """Every key of values.yaml in its order; raises `KeyError` for one that has no schema."""
     text = (CHART / "values.yaml").read_text(encoding="utf-8")
     root = yaml.compose(text, Loader=yaml.CSafeLoader)
+    assert isinstance(root, yaml.MappingNode)
     yield from _keys(root, schema(), "", text.splitlines())
 
 
+@cache
 def schema() -> Schema:
     """The chart's schema of values."""
     found: Schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
@@ -90,13 +92,25 @@ def resolved(part: Schema) -> Schema:
 
 def _keys(node: yaml.MappingNode, part: Schema, above: str, lines: list[str]) -> Iterator[Key]:
     for name, value in node.value:
-        mine = resolved(part["properties"][name.value])
+        mine = resolved(_inner(part, name.value))
         path = f"{above}{name.value}"
-        comment = _comment(lines, name.start_mark.line, name.start_mark.column)
-        whole = "properties" in mine and isinstance(value, yaml.MappingNode) and bool(value.value)
-        yield Key(path, comment, mine, _plain(value), whole)
-        if whole:
+        if isinstance(value, yaml.MappingNode) and value.value and _known(mine):
             yield from _keys(value, mine, f"{path}.", lines)
+        else:
+            comment = _comment(lines, name.start_mark.line, name.start_mark.column)
+            yield Key(path, comment, mine, _plain(value))
+
+
+def _inner(part: Schema, name: str) -> Schema:
+    """What a key of an object may be, or any key of a map."""
+    found: Schema = part.get("properties", {}).get(name) or part["additionalProperties"]
+    return found
+
+
+def _known(part: Schema) -> bool:
+    """Whether the schema knows the keys of an object, or those of each value of a map."""
+    more = part.get("additionalProperties")
+    return "properties" in part or (isinstance(more, dict) and "properties" in resolved(more))
 
 
 def _comment(lines: list[str], line: int, column: int) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dashboards.books import pages
 from dashboards.chart import copies
+from dashboards.chart_readme import CHART, readme
 from dashboards.compare import compare
 from dashboards.fleet import fleet
 from dashboards.frame import written
@@ -38,6 +39,7 @@ def _files() -> Iterator[tuple[Path, str]]:
     yield from _dashboards()
     yield from _rules()
     yield from pages(ROOT / "runbooks", SHIPPED / "runbooks")
+    yield CHART / "README.md", readme()
 
 
 def _dashboards() -> Iterator[tuple[Path, str]]:

@@ -42,7 +42,18 @@ Features = tuple[str, ...]
 ALONE: tuple[Features, ...] = ((), *((name,) for name in FEATURES))
 PAIRS: tuple[Features, ...] = tuple(itertools.combinations(FEATURES, 2))
 
-CONTRADICTIONS: dict[frozenset[str], str] = {}
+ALONE_ONLY = "storage.persistence.enabled=false allows one worker"
+
+CONTRADICTIONS = {
+    frozenset({"external-redis", "keda"}): "needs workers.cpu.keda.triggers with externalRedis",
+    frozenset(
+        {"external-redis", "keda-jobs"}
+    ): "needs workers.gpu.keda.triggers with externalRedis",
+    frozenset({"no-persistence", "gpu"}): ALONE_ONLY,
+    frozenset({"no-persistence", "keda"}): ALONE_ONLY,
+    frozenset({"no-persistence", "keda-jobs"}): ALONE_ONLY,
+    frozenset({"no-persistence", "pools"}): ALONE_ONLY,
+}
 """Pairs of features that exclude each other, and what the chart says about them."""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from forcegauge_monitor.settings import PREFIX
 from tests.helm.charts import Document, of_kind, pod_template
-from tests.servers import START_SECONDS, fetch, free_port
+from tests.servers import START_SECONDS, fetch, free_port, require
 
 ENTRYPOINTS = {"forcegauge": ["forcegauge"], "redis": ["redis-server"]}
 """Of the images, by a part of their names."""
@@ -53,6 +53,14 @@ class Node:
         coded = found.get("data", {})
         decoded = {key: base64.b64decode(value).decode() for key, value in coded.items()}
         return {**decoded, **found.get("stringData", {})}
+
+    def _all_places(self, pod: Document) -> dict[str, Path]:
+        """A pod's own places, and those of others that it only names."""
+        made = (pod_template(each) for each in of_kind(self.documents, "Deployment", "StatefulSet"))
+        others = {
+            path: place for each in made if each for path, place in self._places(each).items()
+        }
+        return {**others, **self._places(pod)}
 
     def _places(self, pod: Document) -> dict[str, Path]:
         (container,) = pod["spec"]["containers"]
@@ -98,7 +106,7 @@ class Node:
         names = "|".join(sorted(map(re.escape, services), key=len, reverse=True))
         text = re.sub(rf"(?<=[@/ ])({names})(\.[a-z.]+)?(?=:\d)", "127.0.0.1", text)
         text = re.sub(r"\b(6379|8790)\b", lambda each: str(self.port(int(each[0]))), text)
-        places = {path: str(place) for path, place in self._places(pod).items()}
+        places = {path: str(place) for path, place in self._all_places(pod).items()}
         paths = "|".join(sorted(map(re.escape, places), key=len, reverse=True))
         ends = r"(?=$|[/\s\"',:;)])"
         return re.sub(rf"(?<![\w./-])({paths}){ends}", lambda each: places[each[1]], text)
@@ -164,8 +172,19 @@ class Node:
 
     def _surroundings(self, component: str) -> dict[str, str]:
         inherited = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        path = f"{self._programs()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         return {**inherited, **self.environment(component), "PATH": path}
+
+    def _programs(self) -> Path:
+        """A folder with Redis' programs that use our port where none is told."""
+        folder = self.folder / "programs"
+        folder.mkdir(exist_ok=True)
+        port = self.port(6379)
+        options = {"redis-server": f"--bind 127.0.0.1 --port {port}", "redis-cli": f"-p {port}"}
+        for name, told in options.items():
+            (folder / name).write_text(f'#!/bin/sh\nexec {require(name)} {told} "$@"\n')
+            (folder / name).chmod(0o755)
+        return folder
 
     def passes(self, component: str, probe: str) -> bool:
         """Whether a probe of a component's container (`liveness`, `readiness`) passes."""

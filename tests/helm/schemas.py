@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -53,25 +54,34 @@ def _groups() -> set[str]:
 
 @cache
 def _validators() -> dict[tuple[str, str], jsonschema.Draft202012Validator]:
-    """Of each CRD in the folder of schemas, by API version and kind."""
-    return dict(_read(_folder()))
+    """Of each CRD, by API version and kind."""
+    return dict(made for text in _crds() for made in _read(text))
 
 
-def _folder() -> Path:
-    folder = os.environ.get("FORCEGAUGE_TEST_SCHEMAS")
+def _crds() -> Iterator[str]:
+    """Texts of all CRDs in the folders of schemas and of tools."""
+    for file in sorted(_folder("SCHEMAS").glob("crd-*.yaml")):
+        yield file.read_text()
+    with tarfile.open(_folder("TOOLS") / "kube" / "crds.tar.xz") as archive:
+        found = archive.extractfile("./monitoring.coreos.com_scrapeconfigs.yaml")
+        assert found is not None
+        yield found.read().decode()
+
+
+def _folder(part: str) -> Path:
+    folder = os.environ.get(f"FORCEGAUGE_TEST_{part}")
     if not folder:
-        pytest.skip("FORCEGAUGE_TEST_SCHEMAS names no folder with CRDs (crd-*.yaml)")
+        pytest.skip(f"FORCEGAUGE_TEST_{part} names no folder with CRDs")
     return Path(folder)
 
 
-def _read(folder: Path) -> Iterator[tuple[tuple[str, str], jsonschema.Draft202012Validator]]:
-    for file in sorted(folder.glob("crd-*.yaml")):
-        spec = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["spec"]
-        for version in spec["versions"]:
-            schema = closed(version["schema"]["openAPIV3Schema"])
-            schema["properties"]["metadata"] = {"type": "object"}
-            key = (f"{spec['group']}/{version['name']}", spec["names"]["kind"])
-            yield key, jsonschema.Draft202012Validator(schema)
+def _read(text: str) -> Iterator[tuple[tuple[str, str], jsonschema.Draft202012Validator]]:
+    spec = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]
+    for version in spec["versions"]:
+        schema = closed(version["schema"]["openAPIV3Schema"])
+        schema["properties"]["metadata"] = {"type": "object"}
+        key = (f"{spec['group']}/{version['name']}", spec["names"]["kind"])
+        yield key, jsonschema.Draft202012Validator(schema)
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
