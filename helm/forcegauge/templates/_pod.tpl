@@ -51,8 +51,9 @@ affinity:
 {{- end }}
 {{- with .it.topologySpreadConstraints }}
 topologySpreadConstraints:
+  {{- $own := dict "labelSelector" (dict "matchLabels" (include "forcegauge.podSelector" $ | fromYaml)) }}
   {{- range . }}
-  - {{- toYaml (merge (deepCopy .) (dict "labelSelector" (dict "matchLabels" (include "forcegauge.podSelector" $ | fromYaml)))) | nindent 4 }}
+  - {{- toYaml (hasKey . "labelSelector" | ternary . (merge (deepCopy .) $own)) | nindent 4 }}
   {{- end }}
 {{- end }}
 {{- end -}}
