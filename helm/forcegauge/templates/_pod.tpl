@@ -10,9 +10,9 @@ labels:
   {{- with mergeOverwrite (deepCopy .root.Values.commonLabels) (deepCopy .it.podLabels) $extra }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- $sums := dict -}}
-{{- if .config }}{{ $_ := set $sums "checksum/config" (printf "%s%s" (include "forcegauge.config" .root) .root.Values.externalRedis.url | sha256sum) }}{{ end -}}
-{{- with mergeOverwrite (deepCopy .it.podAnnotations) $sums }}
+{{- $own := .annotations | default dict -}}
+{{- if .config }}{{ $_ := set $own "checksum/config" (printf "%s%s" (include "forcegauge.config" .root) .root.Values.externalRedis.url | sha256sum) }}{{ end -}}
+{{- with mergeOverwrite (deepCopy .it.podAnnotations) $own }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
