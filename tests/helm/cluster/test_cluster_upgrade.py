@@ -20,7 +20,8 @@ from tests.monitor.chaos import make_inputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-[PREVIOUS] = (Path(__file__).parents[1] / "fixtures").glob("forcegauge-*.tgz")
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+"""Holds the chart's previous version, packaged."""
 TWO = {"api": {"replicas": 2}}
 CHANGED = {**images(NEW), **TWO, "config": {"samples": 128, "staleSeconds": 90}}
 
@@ -46,10 +47,11 @@ class Change:
 @pytest.fixture(scope="module")
 def release(cluster: Cluster) -> Iterator[Release]:
     """The chart's previous version with two API pods."""
+    [previous] = FIXTURES.glob("forcegauge-*.tgz")
     cluster.ctr("images", "tag", "--force", OLD, NEW)
     with cluster.namespace("upgrade") as namespace:
         one = Release(cluster, "helm4", namespace)
-        one.put("install", {**images(), **TWO}, chart=PREVIOUS)
+        one.put("install", {**images(), **TWO}, chart=previous)
         yield one
 
 
@@ -111,7 +113,7 @@ def test_uninstall_leaves_the_claims_alone(release: Release, changes: dict[str, 
         if each["metadata"]["name"] not in given and "deletionTimestamp" not in each["metadata"]
     }
     claim = "PersistentVolumeClaim"
-    assert names == {(claim, f"{NAME}-storage"), (claim, f"data-{NAME}-redis-0")}
+    assert names == {(claim, f"{NAME}-storage"), (claim, f"{NAME}-redis")}
 
 
 def _change(release: Release, act: Callable[[], str]) -> Change:
