@@ -104,11 +104,6 @@ def _archive(image: str) -> Path:
     return archive
 
 
-def prune() -> None:
-    """Remove layers that no image uses any more."""
-    _buildah("rmi", "--prune", "--force")
-
-
 if __name__ == "__main__":
     if shutil.which("buildah") is None:
         sys.exit("buildah is missing: apt-get install buildah debootstrap")
