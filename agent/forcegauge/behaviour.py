@@ -59,6 +59,7 @@ class Behaviour:
         most, mine = -(-len(self._prompts) // every), self._prompts[ranks.rank % every :: every]
         outputs: list[list[int]] = []
         with ranks.together(model):
+            rows = min(ranks.gathered(rows))
             for first in range(0, most, rows):
                 few = mine[first : first + rows] or self._prompts[:1]
                 outputs += greedy_decode(model, few, new_tokens=NEW_TOKENS, stop=stop)

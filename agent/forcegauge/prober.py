@@ -73,6 +73,7 @@ class Prober:
         self._scorer: Scorer | None = None
         self._rotation: Rotation | None = None
         self._began = False
+        self._share: int | None = None
         self._halved, self._lacks = 0, 0
         self._decoding = 0.0
         self._took: tuple[float, float] | None = None
@@ -96,7 +97,10 @@ class Prober:
             found = self._behave(model, step) if turn % parts == 0 else ({}, {})
             behaviour, outputs = found
             if self._scorer is None:
-                self._scorer = self._make_scorer(outputs if self._texts else {})
+                # all ranks or none: what they score is their outputs of this very look
+                with everyone().together():
+                    scorer = self._make_scorer(outputs if self._texts else {})
+                self._scorer = scorer
             scores = self._score(self._scorer, model, parts, turn)
             measured = self._scorer.noise(model) if noise else {}
             behaviour = behaviour | self._against_reference(self._scorer, model, scores, step)
@@ -127,14 +131,20 @@ class Prober:
         self._began = True
         if self._max_memory is None:
             limits = everyone().gathered(budgets.free_share(next(model.parameters()).device))
-            self._max_memory = min((x for x in limits if x is not None), default=None)
-            if self._scorer is not None:
-                self._scorer.max_memory = self._max_memory
+            self._share = min((x for x in limits if x is not None), default=None)
+
+    def _limit(self, scorer: Scorer, model: nn.Module) -> None:
+        """A share is no order: where a single sequence takes more, more it is."""
+        if self._share is not None:
+            least = budgets.least(budgets.shape_of(model), scorer.sequences)
+            scorer.max_memory = max(self._share, least)
 
     def _score(self, scorer: Scorer, model: nn.Module, parts: int, turn: int) -> Scores:
         if self._rotation is None:
             self._rotation = _rotation(scorer)
         part, first = self._rotation.part(parts, turn), scorer.way is None
+        if first:
+            self._limit(scorer, model)
         start = time.monotonic()
         scores = scorer.score(model, probes=part)
         took = time.monotonic() - start
@@ -147,6 +157,7 @@ class Prober:
         self, scorer: Scorer, model: nn.Module, scores: Scores, step: int
     ) -> dict[str, float]:
         found: dict[str, float] = {}
+        everyone().meet()
         with self._guard("scoring", step), everyone().together():
             whole = partial(scorer.score, model)
             found |= self.reference.changes(model, scores, scorer.sequences, whole)
@@ -155,22 +166,24 @@ class Prober:
     def _behave(self, model: nn.Module, step: int) -> tuple[dict[str, float], dict[str, str]]:
         signals: dict[str, float] = {}
         texts: dict[str, str] = {}
-        start = time.monotonic()
-        with self._guard("greedy", step), everyone().together(model):
+        start, ranks = time.monotonic(), everyone()
+        ranks.meet()
+        with self._guard("greedy", step), ranks.together():
             if self._behaviour is None:
                 longest = self._limits.max_prompt_tokens
                 self._behaviour = Behaviour(self._probe_set, self._tokenizer, longest)
-            outputs = self._behaviour.decode(model, self._rows(model, self._behaviour))
+            rows = self._rows(model, self._behaviour)
+            outputs = self._behaviour.decode(model, rows, ranks)
             signals, texts = self._behaviour.signals(outputs), self._behaviour.texts(outputs)
         self._decoding = time.monotonic() - start
         return signals, texts
 
     def _rows(self, model: nn.Module, behaviour: Behaviour) -> int:
         rows = max(1, DECODED_PROBES >> self._halved)
-        if self._max_memory is None:
+        limit = self._share if self._max_memory is None else self._max_memory
+        if limit is None:
             return rows
-        shape = budgets.shape_of(model)
-        return budgets.decoding_rows(shape, behaviour.width, rows, self._max_memory)
+        return budgets.decoding_rows(budgets.shape_of(model), behaviour.width, rows, limit)
 
     def _make_scorer(self, greedy: Mapping[str, str]) -> Scorer:
         return Scorer(

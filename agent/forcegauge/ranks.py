@@ -57,8 +57,8 @@ class Ranks:
         return found
 
     def meet(self) -> None:
-        """All ranks are here. Raises `RankError` where one failed on its way: before anything that
-        catches that error and goes on, lest some go on without the others."""
+        """All ranks are here. Raises `RankError` where one failed on its way. To be called before
+        whatever catches that error and goes on, lest some go on without the others."""
         self.gathered(None)
 
     @contextmanager
@@ -108,8 +108,8 @@ class Ranks:
 
 def _fail(failed: list[_Failure], cause: Exception | None = None) -> NoReturn:
     kind = RankMemoryError if any(each.memory for each in failed) else RankError
-    first = failed[0]
-    raise kind(f"on {len(failed)} ranks, first on {first.rank}: {first.message}") from cause
+    ranks = ", ".join(str(each.rank) for each in failed)
+    raise kind(f"{failed[0].message} (rank {ranks})") from cause
 
 
 ALONE = Ranks()

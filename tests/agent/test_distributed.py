@@ -1,0 +1,159 @@
+"""Training on several ranks: the same scores, nothing disturbed, and no rank left waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forcegauge.record import probes_by_phase, read_record, read_scores
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).parent / "ranks" / "train.py"
+ALL = [0, 1 << 30]
+LATE = [8, 9]
+"""A forward of a probe after the baseline, of those that each rank scores one share with."""
+
+OWN: dict[str, Any] = {"own": True}
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "all ranks, every forward": {"calls": ALL},
+    "one rank, a forward": {"rank": 1, "calls": LATE},
+    "one rank, no memory": {"rank": 1, "calls": LATE, "memory": True},
+    "one rank, while choosing": {"rank": 1, "calls": [2, 3]},
+    "one rank, greedy": {"at": "greedy", "rank": 1, "calls": [1, 2]},
+    "one rank, its scorer": {"at": "scorer", "rank": 1, "calls": [0, 1]},
+    "rank 0, judging": {"at": "judge", "rank": 0, "calls": [1, 2]},
+}
+
+WRAPS = ("ddp", "fsdp2", "fsdp2 head", "fsdp1")
+BIT_IDENTICAL = ("ddp", "fsdp2", "fsdp1")
+FAULTY = ("ddp", "fsdp2")
+
+ONE = {"plain": {"wrap": "plain"}}
+TWO = {
+    **{wrap: {"wrap": wrap} for wrap in WRAPS},
+    **{f"{wrap}, watched": {"wrap": wrap, **OWN} for wrap in BIT_IDENTICAL},
+    **{f"{wrap}, alone": {"wrap": wrap, **OWN, "watched": False} for wrap in BIT_IDENTICAL},
+    **{f"{w}, {f}": {"wrap": w, **OWN, "fault": FAULTS[f]} for w in FAULTY for f in FAULTS},
+    "to be resumed": {"wrap": "fsdp2", "steps": 4},
+}
+THREE = {
+    "ddp, three": {"wrap": "ddp"},
+    "fsdp2, three": {"wrap": "fsdp2"},
+    "resumed": {"wrap": "ddp", "first": 4, "directory": "to be resumed"},
+}
+
+
+def launch(script: Path, ranks: int, *arguments: str, limit: float = 400) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    place = {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, f"--nproc-per-node={ranks}", str(script), *arguments],
+        env={**os.environ, **place},
+        capture_output=True,
+        text=True,
+        timeout=limit,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every case of every world size; nothing in it hung."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for ranks, cases in ((1, ONE), (2, TWO), (3, THREE)):
+        launch(SCRIPT, ranks, str(folder), json.dumps(cases))
+    return folder
+
+
+def facts(folder: Path, name: str, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"{name}-{rank}.json").read_text())
+    return found
+
+
+def training(folder: Path, name: str) -> list[tuple[str, str, float]]:
+    """What training left on each of two ranks: weights, optimizer state, random numbers."""
+    found = (facts(folder, name, rank) for rank in range(2))
+    return [(each["weights"], each["optimizer"], each["random"]) for each in found]
+
+
+def steps(directory: Path) -> list[int]:
+    return [line["step"] for line in probes_by_phase(read_record(directory)).get("train", [])]
+
+
+def finite(directory: Path) -> int:
+    """Probes after the baseline that found something."""
+    lines = probes_by_phase(read_record(directory))["train"][1:]
+    return sum("chosen_change_nats" in line["signals"] for line in lines)
+
+
+@pytest.mark.parametrize("name", [*WRAPS, "ddp, three", "fsdp2, three", "to be resumed"])
+def test_scores_are_those_of_one_process(name: str, trained: Path) -> None:
+    seen = steps(trained / name)
+    assert len(seen) >= 6
+    for step in seen:
+        wanted, found = (
+            read_scores(trained / which / "scores" / f"{step}.safetensors")
+            for which in ("plain", name)
+        )
+        assert (found.ids, found.types) == (wanted.ids, wanted.types)
+        assert np.isfinite(wanted.values["logprob_mean"]).any(0).all()
+        for statistic in ("logprob_mean", "argmax_logprob_mean", "entropy", "logprob_prefix"):
+            np.testing.assert_allclose(
+                found.values[statistic], wanted.values[statistic], rtol=0, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("wrap", BIT_IDENTICAL)
+def test_training_is_bit_identical_on_two_ranks(wrap: str, trained: Path) -> None:
+    assert training(trained, f"{wrap}, watched") == training(trained, f"{wrap}, alone")
+    assert finite(trained / f"{wrap}, watched") >= 3
+    assert steps(trained / f"{wrap}, watched")[0] == 0
+
+
+@pytest.mark.parametrize("wrap", FAULTY)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_no_fault_on_a_rank_disturbs_the_training(wrap: str, fault: str, trained: Path) -> None:
+    assert training(trained, f"{wrap}, {fault}") == training(trained, f"{wrap}, alone")
+
+
+@pytest.mark.parametrize("wrap", FAULTY)
+@pytest.mark.parametrize(
+    ("fault", "counted", "probes"),
+    [
+        ("all ranks, every forward", {"scoring": 6}, 0),
+        ("one rank, a forward", {"scoring": 1}, 4),
+        ("one rank, no memory", {"out_of_memory": 1}, 4),
+        ("one rank, while choosing", {}, 5),
+        ("one rank, greedy", {"greedy": 1}, 5),
+        ("one rank, its scorer", {"scoring": 1}, 4),
+        ("rank 0, judging", {"scoring": 1}, 4),
+    ],
+)
+def test_a_fault_on_a_rank_skips_a_probe_and_is_counted_on_all(
+    wrap: str, fault: str, counted: dict[str, int], probes: int, trained: Path
+) -> None:
+    for rank in range(2):
+        assert facts(trained, f"{wrap}, {fault}", rank)["failures"] == counted
+    assert len(steps(trained / f"{wrap}, {fault}")[1:]) == probes
+
+
+def test_only_rank_0_has_an_endpoint_and_all_know_the_verdict(trained: Path) -> None:
+    first, second = (facts(trained, "ddp, watched", rank) for rank in range(2))
+    assert first["port"]
+    assert second["port"] is None
+    assert first["verdict"] == second["verdict"] == "learning"
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(trained: Path) -> None:
+    lines = read_record(trained / "to be resumed")
+    assert [line["kind"] for line in lines].count("run") == 2
+    assert steps(trained / "to be resumed") == steps(trained / "plain")
