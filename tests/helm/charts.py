@@ -132,7 +132,7 @@ def with_values(helm: str, values: Mapping[str, Any], folder: Path) -> Answer:
     """The chart with values that no file of it holds."""
     file = folder / "values.yaml"
     # JSON is YAML
-    file.write_text(json.dumps(values))
+    file.write_text(json.dumps(values, ensure_ascii=False))
     return template(helm, f"--values={file}")
 
 

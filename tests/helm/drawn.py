@@ -99,7 +99,7 @@ def _of_type(kind: str, part: Schema, name: str) -> Drawn:
 
 
 def _text(part: Schema) -> Drawn:
-    found = st.from_regex(part["pattern"]) if "pattern" in part else TEXT
+    found: Drawn = st.from_regex(part["pattern"]) if "pattern" in part else TEXT
     low, high = part.get("minLength", 0), part.get("maxLength", 60)
     # in Go, unlike here, the end of a pattern is no place before a last newline
     return found.filter(lambda text: low <= len(text) <= high and not text.endswith("\n"))

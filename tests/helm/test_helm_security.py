@@ -65,6 +65,18 @@ def test_no_secret_is_in_a_command_a_plain_variable_or_a_config_map(features: Fe
     assert not [value for value in secrets if value and value in others]
 
 
+DIGEST = f"sha256:{'0123456789abcdef' * 4}"
+
+
+def test_images_are_pinned_by_their_digests() -> None:
+    places = ("image", "redis.image", "workers.gpu.image")
+    given = [f"--set={place}.digest={DIGEST}" for place in places]
+    made = [template_of(each) for each in documents(("gpu",), "helm4", *given)]
+    images = {each["image"].partition("@") for pod in made if pod for each in containers(pod)}
+    assert {digest for _, _, digest in images} == {DIGEST}
+    assert not [name for name, _, _ in images if ":" in name]
+
+
 GOOD: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},

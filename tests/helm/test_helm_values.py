@@ -106,7 +106,7 @@ OWN_WORDS = r"execution error at \(|values don't meet the specifications of the 
 """Of refusals by the chart's own words or its schema's, unlike errors of templates and YAML."""
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(values=few_values())
 def test_random_values_render_to_valid_manifests_or_are_refused_with_the_reason(
     values: dict[str, Any], tmp_path: Path
