@@ -38,7 +38,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            gauge.step(model, step, loss=loss)
+            gauge.step(model, step, loss=loss.detach())
             if step % given.save_every == 0:
                 folder = Path(given.output) / f"checkpoint-{step}"
                 model.save_pretrained(folder)

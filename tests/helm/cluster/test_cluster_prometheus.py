@@ -105,7 +105,8 @@ def test_a_training_job_is_found_and_its_checkpoint_gets_a_snapshot(
     job = yaml.safe_load((EXAMPLES / "job.yaml").read_text())
     container = job["spec"]["template"]["spec"]["containers"][0]
     container["image"] = OLD
-    container["args"] += ["--steps=1500", "--save-every=1000"]
+    container["args"] += ["--steps=1000", "--save-every=600"]
+    container["env"].append({"name": "OMP_NUM_THREADS", "value": "1"})
     cluster.apply(job, namespace=release.namespace)
 
     series = partial(prometheus.query, 'last_over_time(forcegauge_probe_step{run="my-run"}[10m])')
