@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from forcegauge import head as heads
+from forcegauge.encoding import TokenSequence
 from forcegauge.errors import InputError
 from forcegauge.head import Reading
 from forcegauge.layout import Batch, CachedBatch, SharedBatch, alike
@@ -184,6 +185,11 @@ def _decoding_cost(shape: Shape, width: int, rows: int) -> int:
     kept = (shape.layers + 1) * 2 * shape.keys * tokens * shape.size
     logits = rows * shape.vocabulary * (shape.size + 4)
     return kept + logits + _total(shape, tokens, rows, tokens, tokens * width, "head")
+
+
+def least(shape: Shape, sequences: Iterable[TokenSequence]) -> int:
+    """Bytes that forwards of one sequence each take at most."""
+    return max(truth_cost(shape, len(each), len(each.response)) for each in sequences)
 
 
 def largest(

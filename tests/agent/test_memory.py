@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
+from forcegauge import behaviour, ways
 from forcegauge import budget as budgets
-from forcegauge import ways
 from forcegauge.encoding import TokenSequence
 from forcegauge.errors import InputError
+from forcegauge.gauge import ForceGauge
 from forcegauge.layout import padded_batches, shared_batches
 from forcegauge.probes import Probe, ProbeSet
+from forcegauge.record import read_record
 from forcegauge.scorer import Scorer
 from forcegauge.ways import Way
+from tests import tiny
 from tests.agent.shapes import EVERY_WAY, few, make_sequences, shapes
 
 Make = Callable[..., PreTrainedModel]
@@ -197,3 +201,116 @@ def test_amounts_of_memory_are_read(text: str, count: int) -> None:
 def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="is no amount of memory"):
         budgets.parse_bytes(text)
+
+
+def watched(directory: Path, **options: Any) -> ForceGauge:
+    return ForceGauge(
+        tiny.probe_set(12),
+        tiny.tokenizer(),
+        directory=directory,
+        every=1,
+        budget=None,
+        port=0,
+        **options,
+    )
+
+
+def test_a_limit_for_a_gauge_is_read_like_the_commands(tmp_path: Path) -> None:
+    with watched(tmp_path, max_memory="2GiB") as gauge:
+        gauge.step(tiny.llama(), 0)
+    assert not gauge.failures
+    with pytest.raises(InputError, match="is no amount of memory"):
+        watched(tmp_path, max_memory="much")
+
+
+def test_a_limit_that_nothing_keeps_to_is_counted_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watched(tmp_path, max_memory=1) as gauge:
+        gauge.step(tiny.llama(), 0)
+    assert gauge.failures == {"scoring": 1}
+    assert "above the weights and 1MiB are allowed" in caplog.text
+
+
+@pytest.mark.parametrize("share", [1, 1 << 40])
+def test_a_share_of_what_is_free_bounds_a_probe_and_refuses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: int
+) -> None:
+    asked = []
+
+    def free(device: torch.device) -> int:
+        asked.append(device)
+        return share
+
+    monkeypatch.setattr(budgets, "free_share", free)
+    limits = []
+    choose = ways.choose
+
+    def chosen(model: Any, sequences: Any, budget: int, limit: int | None, *more: Any) -> Any:
+        limits.append(limit)
+        return choose(model, sequences, budget, limit, *more)
+
+    monkeypatch.setattr(ways, "choose", chosen)
+    with watched(tmp_path) as gauge:
+        for step in range(3):
+            gauge.step(tiny.llama(), step)
+    assert not gauge.failures
+    assert len(asked) == len(limits) == 1, "decided once"
+    assert share <= limits[0] < max(share + 1, 1 << 30)
+
+
+def test_on_a_cpu_nothing_bounds_a_probe_unless_told() -> None:
+    assert budgets.free_share(torch.device("cpu")) is None
+
+
+def test_out_of_memory_never_reaches_the_trainer_and_the_next_probe_takes_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, tried = ways.run, []
+
+    def short(model: Any, head: Any, batch: Any, reading: Any) -> Any:
+        tried.append(batch.tokens)
+        if batch.tokens > 300:
+            raise torch.OutOfMemoryError("no memory today")
+        return run(model, head, batch, reading)
+
+    monkeypatch.setattr(ways, "run", short)
+    with watched(tmp_path) as gauge:
+        for step in range(7):
+            gauge.step(tiny.llama(), step)
+    assert gauge.failures == {"out_of_memory": 4}
+    assert [n for n in tried if n > 300] == sorted((n for n in tried if n > 300), reverse=True)
+    assert [line["step"] for line in read_record(tmp_path) if line["kind"] == "probe"] == [4, 5, 6]
+
+
+def test_out_of_memory_in_greedy_decoding_costs_no_scores_and_decodes_fewer_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, rows = behaviour.greedy_decode, []
+
+    def short(model: Any, prompts: Any, **how: Any) -> Any:
+        rows.append(len(prompts))
+        if len(prompts) > 4:
+            raise torch.OutOfMemoryError("no memory today")
+        return decode(model, prompts, **how)
+
+    monkeypatch.setattr(behaviour, "greedy_decode", short)
+    with watched(tmp_path) as gauge:
+        for step in range(3):
+            gauge.step(tiny.llama(), step)
+    assert gauge.failures == {"out_of_memory": 2}
+    assert rows == [12, 8, 4, 4, 4]
+    lines = [line for line in read_record(tmp_path) if line["kind"] == "probe"]
+    assert ["greedy_repetition_ratio" in line["signals"] for line in lines] == [False, False, True]
+
+
+def test_decoding_keeps_to_a_limit_and_says_the_same(tiny_model: Make) -> None:
+    shape = budgets.shape_of(tiny_model("llama", intermediate_size=1 << 14))
+    most = budgets.decoding_rows(shape, 100, 16, 1 << 40)
+    few = budgets.decoding_rows(shape, 100, 16, 256 * MIB)
+    assert most == 16
+    assert 1 < few < 16
+    assert budgets.decoding_rows(shape, 100, 16, 1) == 1
+    model, told = tiny.llama().eval(), behaviour.Behaviour(tiny.probe_set(6), tiny.tokenizer())
+    with torch.no_grad():
+        assert told.decode(model, 2) == told.decode(model, 16)
