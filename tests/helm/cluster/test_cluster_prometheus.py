@@ -152,7 +152,7 @@ def _exporter() -> Object:
     container = {
         "name": "exporter",
         "image": OLD,
-        "command": ["python", "/scripts/exporter_pod.py", "/pages", "4"],
+        "command": ["python", "/scripts/exporter_pod.py", "/pages", "2"],
         "ports": [{"name": "forcegauge", "containerPort": 9790}],
         "securityContext": context,
         "volumeMounts": [
