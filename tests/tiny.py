@@ -32,6 +32,7 @@ def tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
         bos_token="<bos>",
         eos_token="<eos>",
         pad_token="<eos>",
+        model_input_names=["input_ids", "attention_mask"],
     )
     if chat:
         fast.chat_template = TEMPLATE

@@ -113,6 +113,23 @@ class Watcher(TrainerCallback):
 Batch = dict[str, Any]
 
 
+def whole(batch: Batch) -> Batch:
+    """DPO's batch with prompt and answer in one row; up to TRL 0.29 they come apart."""
+    if "input_ids" in batch:
+        return batch
+    rows = []
+    for side in ("chosen", "rejected"):
+        for i, mask in enumerate(batch[f"{side}_attention_mask"]):
+            prompt = batch["prompt_input_ids"][i][batch["prompt_attention_mask"][i].bool()]
+            rows.append((prompt, batch[f"{side}_input_ids"][i][mask.bool()]))
+    parts = {
+        "input_ids": [torch.cat(row) for row in rows],
+        "attention_mask": [torch.ones(len(a) + len(b)).long() for a, b in rows],
+        "completion_mask": [torch.cat([a * 0, b * 0 + 1]) for a, b in rows],
+    }
+    return {k: torch.nn.utils.rnn.pad_sequence(v, batch_first=True) for k, v in parts.items()}
+
+
 def train(
     made: Trainer, capture: Capture
 ) -> tuple[list[dict[str, float] | None], list[tuple[PreTrainedModel, Batch, Any]]]:

@@ -37,6 +37,7 @@ from tests.agent.real_steps import (
     summed,
     train,
     trainer,
+    whole,
 )
 
 
@@ -81,7 +82,8 @@ def test_forces_of_dpo_steps_are_the_closed_form(losses: list[str], tmp_path: Pa
     more: dict[str, Any] = {"loss_weights": [1.0, 0.3]} if len(losses) > 1 else {}
     made = trainer("dpo", tmp_path, loss_type=losses, **more)
     found, seen = train(made, Capture(every=1, pairs=True))
-    for values, (model, batch, _) in zip(found, seen, strict=True):
+    for values, (model, parts, _) in zip(found, seen, strict=True):
+        batch = whole(parts)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         weight = dpo_weights(losses, model, batch)
         assert_forces(values, expected(logits_of(model, ids, mask), ids, weight))
@@ -91,7 +93,8 @@ def test_accumulated_dpo_passes_sum_to_the_optimizer_steps_force(tmp_path: Path)
     made = trainer("dpo", tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     found, seen = train(made, Capture(every=1))
     parts = []
-    for model, batch, _ in seen:
+    for model, given, _ in seen:
+        batch = whole(given)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         weight = dpo_weights(["sigmoid"], model, batch) / 2
         parts.append(expected(logits_of(model, ids, mask), ids, weight))
