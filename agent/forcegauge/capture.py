@@ -288,9 +288,11 @@ class Capture:
         sums = force_sums(forces, len(forces.label) if seen.counted else None)
         self._passes.append(sums | {name: x / scale for name, x in (more or {}).items()})
 
-    def _after_entropy(self, gradient: Tensor) -> None:
-        if gradient.any():
-            self.not_covered.add("entropy bonus")
+    def _after_entropy(self, gradient: Tensor | None) -> None:
+        # None: DDP passes on that nothing was done with it
+        with self._harmless():
+            if gradient is not None and gradient.any():
+                self.not_covered.add("entropy bonus")
 
     def _pass(
         self, labels: Tensor, ids: Tensor | None, measured: Measured, *, counted: bool = True
