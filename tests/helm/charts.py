@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -122,17 +121,26 @@ def parsed(text: str) -> tuple[Document, ...]:
     return tuple(each for each in found if each)
 
 
+class _Strict(yaml.CSafeLoader):
+    """YAML in which no key stands twice: of such a pair Kubernetes would take one, or refuse it."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        twice = {name for name in names if names.count(name) > 1}
+        assert not twice, f"{twice} at {node.start_mark}"
+        return super().construct_mapping(node, deep=deep)
+
+
 @cache
 def _document(text: str) -> Document:
-    found: Document = yaml.load(text, Loader=yaml.CSafeLoader) or {}
+    found: Document = yaml.load(text, Loader=_Strict) or {}
     return found
 
 
 def with_values(helm: str, values: Mapping[str, Any], folder: Path) -> Answer:
     """The chart with values that no file of it holds."""
     file = folder / "values.yaml"
-    # JSON is YAML
-    file.write_text(json.dumps(values, ensure_ascii=False))
+    file.write_text(yaml.dump(values, Dumper=yaml.CSafeDumper))
     return template(helm, f"--values={file}")
 
 

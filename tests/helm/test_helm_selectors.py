@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.helm.charts import ALONE, Document, Features, documents, name_of, of_kind, pod_template
+from tests.helm.charts import (
+    ALONE,
+    Document,
+    Features,
+    documents,
+    name_of,
+    of_kind,
+    pod_template,
+)
 from tests.helm.flows import selects
 
 COMPONENT = "app.kubernetes.io/component"
@@ -82,3 +90,22 @@ def test_every_service_leads_to_ports_that_its_pods_open(features: Features) -> 
                 for port in container.get("ports", [])
             }
             assert {port["targetPort"] for port in service["spec"]["ports"]} <= opened
+
+
+def monitor(kind: str) -> Document:
+    """The object of the feature `monitoring` of a kind."""
+    (found,) = of_kind(documents(("monitoring",)), kind)
+    return found
+
+
+def test_the_service_monitor_selects_the_service_of_the_api_alone() -> None:
+    spec = monitor("ServiceMonitor")["spec"]
+    services = of_kind(documents(("monitoring",)), "Service")
+    found = [each for each in services if selects(spec["selector"], each["metadata"]["labels"])]
+    assert [name_of(each) for each in found] == ["Service/forcegauge"]
+    names = {port["name"] for port in found[0]["spec"]["ports"]}
+    assert {each["port"] for each in spec["endpoints"]} <= names
+
+
+def test_the_pod_monitor_selects_no_pod_of_ours() -> None:
+    assert selected(monitor("PodMonitor")["spec"]["selector"], ("monitoring",)) == set()
