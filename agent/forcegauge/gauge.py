@@ -40,7 +40,6 @@ from forcegauge.phase import Phase, Probe, alarms_with, pushes_down
 from forcegauge.prober import Limits, Look, Prober
 from forcegauge.probes import ProbeSet
 from forcegauge.ranks import agreed, everyone, mean_of, rank
-from forcegauge.record import Line
 from forcegauge.reference import Reference
 from forcegauge.rl import Completion
 from forcegauge.rotation import most_parts
@@ -70,10 +69,9 @@ class ForceGauge:
     `should_save` and `should_stop`), or a function that is called with the judgement when any alarm
     goes on and may return one of these words. ``settings`` are more facts of the training for the
     record, such as its learning rate. ``optimizer``: of a schedule-free one the evaluation weights
-    are scored. ``monitor`` is the URL of a monitor to join, ``train`` the
-    training samples (JSONL) that its snapshots take. A second gauge with the same run and directory
-    continues record and endpoint. Raises `InputError` when it is made with bad arguments;
-    afterwards it never raises.
+    are scored. ``monitor`` is the URL of a monitor to join, ``train`` the training samples (JSONL)
+    that its snapshots take. A second gauge with the same run and directory continues record and
+    endpoint. Raises `InputError` when it is made with bad arguments; afterwards it never raises.
     """
 
     judgement: Judgement | None = None
@@ -159,13 +157,12 @@ class ForceGauge:
 
     @property
     def should_save(self) -> bool:
-        """Whether ``on_alarm`` asks for a checkpoint now, until the next step; the same on every
-        rank."""
+        """Whether ``on_alarm`` asks for a checkpoint, until the next step."""
         return self._alerts.should_save
 
     @property
     def should_stop(self) -> bool:
-        """Whether ``on_alarm`` asks the training to end; the same on every rank."""
+        """Whether ``on_alarm`` asks the training to end; so on every rank."""
         return self._alerts.should_stop
 
     @property
@@ -298,7 +295,8 @@ class ForceGauge:
                 finish_queued()
             with self._pace.ours:
                 self._observed.step(step, learning_rate)
-                self._journal.show_step(train_step=self._journal.offset + step, **self._costs())
+                with self.guard("exporter", step):
+                    self._journal.show_step(train_step=self._journal.offset + step, **self._costs())
                 if due:
                     self._probe_now(model, step, loss)
                     self._alerts.agree()
@@ -321,40 +319,25 @@ class ForceGauge:
             with self.guard("record", step):
                 past = self._journal.open(model_name(model), step, model_facts(model))
             with self.guard("other", step):
-                self._journal.join(self._status)
+                self._journal.join(lambda: self.judgement)
         return past
-
-    def _status(self) -> dict[str, Any]:
-        known, judged = self._journal.state, self.judgement
-        return {
-            "step": known.train_step or 0,
-            "verdict": known.verdict,
-            "since_step": judged.since_step if judged else 0,
-            "evidence": judged.evidence if judged else "",
-        }
 
     def _resume(self, past: Past, step: int) -> None:
         self._journal.offset = past.offset
         self._prober.resume(past.greedy)
         if past.baseline is None:
             return
-        baseline, *later = past.probes
-        self._phase = self._make_phase(baseline["step"], past.baseline, baseline["noise"])
-        self._show_again(self._phase.first(baseline["signals"]), baseline, first=True)
-        for line in later:
-            self.judgement = self._phase.replay(line["step"], line["signals"], line["noise"])
-            facts = (line["scores"], line["signals"], line["noise"], self.judgement)
-            found = Probe(line["step"], *facts, line.get("probes_scored", 0))
-            self._show_again(found, line, first=False)
+        start = past.probes[0]
+        self._phase = self._make_phase(start["step"], past.baseline, start["noise"])
+        for line, found in self._phase.replayed(past.probes):
+            self.judgement = found.judgement if line is not start else None
+            with self.guard("exporter", step):
+                self._journal.show_again(found, line, baseline=line is start)
         if self.judgement is not None:
             self._alerts.known(self.judgement)
         begun = (past.probes[-1]["step"] - past.offset, self._baseline_step())
-        self._pace.resume(*begun, turn=len(later), parts=past.parts)
-        logger.info("resumed at step %d, baseline of step %d", step, baseline["step"])
-
-    def _show_again(self, found: Probe, line: Line, *, first: bool) -> None:
-        took = line["duration_seconds"]
-        self._journal.show_probe(found, baseline=first, seconds=took, now=line["time"])
+        self._pace.resume(*begun, turn=len(past.probes) - 1, parts=past.parts)
+        logger.info("resumed at step %d, baseline of step %d", step, start["step"])
 
     def _probe_now(self, model: nn.Module, step: int, loss: SupportsFloat | None) -> None:
         start = time.monotonic()
@@ -366,7 +349,7 @@ class ForceGauge:
             self._pace.spent(step, seconds, base, self._prober.cost(seconds))
             with self.guard("other", step):
                 self._prober.settle()
-            self._journal.show(**self._costs())
+            self._show(step, **self._costs())
 
     def _probe(self, model: nn.Module, step: int, loss: SupportsFloat | None) -> None:
         start, pace = time.monotonic(), self._pace
@@ -378,14 +361,9 @@ class ForceGauge:
         observed, forces = mean_of(observed), mean_of(forces)
         found = self._judge(step, look, look.behaviour | observed)
         if rank() == 0:
-            self._keep_forces(forces, step)
-            self._keep(found, look, first, time.monotonic() - start)
-
-    def _keep_forces(self, forces: dict[str, float], step: int) -> None:
-        if forces:
             with self.guard("record", step):
-                self._journal.line("forces", step, forces)
-            self._journal.show(forces=forces)
+                self._journal.forces(step, forces)
+            self._keep(found, look, first, time.monotonic() - start)
 
     def _judge(self, step: int, look: Look, behaviour: dict[str, float]) -> Probe:
         run_step = self._journal.offset + step
@@ -414,6 +392,10 @@ class ForceGauge:
     def _baseline_step(self) -> int | None:
         """The trainer's step of the phase's baseline."""
         return self._phase.baseline_step - self._journal.offset if self._phase else None
+
+    def _show(self, step: int, **known: Any) -> None:
+        with self.guard("exporter", step):
+            self._journal.show(**known)
 
     def _costs(self) -> dict[str, Any]:
         return {"overhead_ratio": self._pace.overhead_ratio, "failures": dict(self.failures)}

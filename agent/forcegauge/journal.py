@@ -125,8 +125,8 @@ class Journal:
         """Go on from what `pack` gave, where there is no record yet; before `open`."""
         unpack(state, self.directory, self.run, self.probe_set if self.texts else None)
 
-    def join(self, look: Callable[[], Mapping[str, Any]]) -> None:
-        """Tell the monitor of this run, where there is one; ``look`` says how the run is now."""
+    def join(self, judged: Callable[[], Judgement | None]) -> None:
+        """Tell the monitor of this run, where there is one; ``judged`` says how the run is now."""
         if self.client is None:
             return
         probes, beta = self.directory.absolute() / PROBES_NAME, self.settings["beta"]
@@ -141,7 +141,15 @@ class Journal:
             "beta": beta if isinstance(beta, int | float) else None,
             "train": self.settings["train"],
         }
-        self.client.join(facts, look)
+        self.client.join(facts, lambda: self._status(judged()))
+
+    def _status(self, judged: Judgement | None) -> dict[str, Any]:
+        return {
+            "step": self.state.train_step or 0,
+            "verdict": self.state.verdict,
+            "since_step": judged.since_step if judged else 0,
+            "evidence": judged.evidence if judged else "",
+        }
 
     def _address(self) -> str:
         return reachable_address(self.served.bind, self.served.port) if self.served else ""
@@ -215,6 +223,12 @@ class Journal:
             )
         self.judged = judgement
 
+    def forces(self, step: int, forces: Mapping[str, float]) -> None:
+        """Show and record forces, where any were read."""
+        if forces:
+            self.show(forces=forces)
+            self.line("forces", step, forces)
+
     def outputs(self, step: int, texts: Mapping[str, str]) -> None:
         """Append greedy outputs by probe id to greedy.jsonl, unless texts are kept out."""
         if not self.texts:
@@ -238,6 +252,11 @@ class Journal:
         if time.monotonic() >= self._shown + SHOWN_SECONDS:
             self._shown = time.monotonic()
             self.show()
+
+    def show_again(self, found: Probe, line: Line, *, baseline: bool) -> None:
+        """Put a recorded probe on the endpoint."""
+        took, when = line["duration_seconds"], line["time"]
+        self.show_probe(found, baseline=baseline, seconds=took, now=when)
 
     def show_probe(self, found: Probe, *, baseline: bool, seconds: float, now: float) -> None:
         """Put a probe on the endpoint; a baseline becomes what changes are counted from."""

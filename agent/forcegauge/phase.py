@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 from forcegauge.alarms import ALARMS, Alarm
 from forcegauge.detectors import Detector, Judgement
 from forcegauge.errors import InputError
+from forcegauge.record import Line
 from forcegauge.rl import rl_signals
 from forcegauge.scores import Scores
 from forcegauge.signals import Summary, signal_noise, signals, summarise, type_noise
@@ -67,12 +68,16 @@ class Phase:
         judgement, summary = self._update(step, found, noise), summarise(scores, self.baseline)
         return Probe(step, summary, found, noise, judgement, int(scores.scored.sum()))
 
-    def replay(
-        self, step: int, signals: Mapping[str, float], noise: Mapping[str, float]
-    ) -> Judgement:
-        """Bring the detector to where a recorded probe left it."""
-        self._remember(signals)
-        return self._update(step, signals, noise)
+    def replayed(self, lines: Sequence[Line]) -> Iterator[tuple[Line, Probe]]:
+        """Bring the detector to where recorded probes left it: each with what it found then, the
+        baseline first."""
+        start, *later = lines
+        yield start, self.first(start["signals"])
+        for line in later:
+            self._remember(line["signals"])
+            judgement = self._update(line["step"], line["signals"], line["noise"])
+            facts = (line["scores"], line["signals"], line["noise"], judgement)
+            yield line, Probe(line["step"], *facts, line.get("probes_scored", 0))
 
     def _idle(self) -> Judgement:
         self._told = self.detector.idle()

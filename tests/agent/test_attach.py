@@ -135,7 +135,12 @@ print("done at", made.state.global_step, __name__, sys.argv[1:])
 def launch(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (folder / "train.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "forcegauge.attach", *arguments]
-    env = {**os.environ, "PYTHONPATH": f"{folder}:{_path()}", "FORCEGAUGE_PORT": "0"}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{folder}:{_path()}",
+        "FORCEGAUGE_PORT": "0",
+    }
     return subprocess.run(
         command, cwd=folder, env={**env, **environment}, capture_output=True, text=True, timeout=300
     )

@@ -147,8 +147,10 @@ def test_detectors_know_only_what_lies_before_the_step_that_a_resume_goes_on_fro
 KILLED = """
 import sys, time
 from pathlib import Path
+import torch
 from forcegauge.scorer import Scorer
 from tests import tiny
+torch.set_num_threads(1)
 from tests.agent.test_gauge import gauge, train
 real, looked = Scorer.score, []
 def slow(self, model, **known):
