@@ -21,14 +21,14 @@ from tests.servers import wait_for
 PROBES, SAMPLES, TURNS = 6, 24, 2
 
 
-def make_inputs(folder: Path) -> dict[str, str]:
-    """A random Llama of 20 million weights, probes of most types, and pairs."""
+def make_inputs(folder: Path, layers: int = 6) -> dict[str, str]:
+    """A random Llama of 3.4 million weights a layer, probes of most types, and pairs."""
     folder.mkdir()
     config = LlamaConfig(
         vocab_size=len(tiny.LETTERS) + 3,
         hidden_size=512,
         intermediate_size=1536,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         max_position_embeddings=256,
         bos_token_id=1,

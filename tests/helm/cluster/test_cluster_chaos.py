@@ -24,7 +24,7 @@ ROUNDS, PIECES, PIECE_SECONDS = 5, 8, 5.0
 GRACE = 60
 VALUES = {
     **images(),
-    "config": {"leaseSeconds": 5, "kernelProbes": 6},
+    "config": {"leaseSeconds": 5, "kernelProbes": 4},
     "workerDefaults": {"terminationGracePeriodSeconds": GRACE},
     "workers": {"cpu": {"replicas": 2, "extraEnv": {"OMP_NUM_THREADS": "1"}}},
 }
@@ -43,7 +43,7 @@ def release(cluster: Cluster) -> Iterator[Release]:
 def inputs(release: Release, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A checkpoint whose snapshot has long pieces, on the storage."""
     folder = tmp_path_factory.mktemp("chaos") / "inputs"
-    make_inputs(folder)
+    make_inputs(folder, layers=10)
     (folder / "checkpoint-1").rename(folder / "checkpoint-2")
     return release.copy(folder, "long")
 
