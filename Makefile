@@ -18,7 +18,7 @@ endif
 APT := apt-get -o Dpkg::Use-Pty=0 -qq
 
 .PHONY: demo demo-healthy test test-cluster unit lint fmt system generate images preview clean \
-  chaos bench-alarms bench-entk bench-monitor bench-scaling bench-scoring
+  chaos bench-alarms bench-entk bench-monitor bench-overhead bench-scaling bench-scoring
 
 demo: $(VENV)/ready
 	$(BIN)/forcegauge demo
@@ -64,6 +64,11 @@ bench-entk: $(VENV)/ready
 bench-scoring: $(VENV)/ready
 	$(BIN)/pip install -q -e '.[bench]'
 	$(BIN)/python -m tests.benchmarks.scoring --results build/scoring.jsonl --page agent
+
+# What the agent costs a training of SmolLM2, timed from outside: half an hour on two quiet cores.
+bench-overhead: $(VENV)/ready
+	$(BIN)/python -m tests.benchmarks.overhead -o build/overhead.json
+	$(BIN)/python -m tests.benchmarks.overhead_page build/overhead.json
 
 # The monitor under load, beside its floor: 10,000 runs, heartbeats, an hour of them.
 bench-monitor: system
