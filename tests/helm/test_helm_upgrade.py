@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.helm.charts import (
     Features,
     documents,
     name_of,
+    of_kind,
     parsed,
     template,
 )
@@ -72,3 +74,16 @@ def test_the_published_chart_can_be_upgraded_to_this_one(helm: str) -> None:
     assert old.code == new.code == 0, old.error + new.error
     before, after = all_fixed(parsed(old.out)), all_fixed(parsed(new.out))
     assert before.items() <= after.items()
+
+
+def test_a_new_version_of_the_chart_leaves_the_pod_of_redis_alone(tmp_path: Path) -> None:
+    newer = tmp_path / "forcegauge"
+    shutil.copytree(CHART, newer)
+    about = (newer / "Chart.yaml").read_text().replace("0.1.0", "0.2.0")
+    (newer / "Chart.yaml").write_text(about)
+    made = template("helm4", chart=newer)
+    (before,), (after,) = (
+        of_kind(found, "StatefulSet") for found in (documents(), parsed(made.out))
+    )
+    assert before["metadata"]["labels"] != after["metadata"]["labels"]
+    assert before["spec"] == after["spec"]
