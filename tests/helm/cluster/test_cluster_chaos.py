@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import threading
@@ -17,6 +18,7 @@ from tests.helm.cluster.figures import measured, timed
 from tests.helm.cluster.kube import Cluster, eventually
 from tests.helm.cluster.release import NAME, Release, images
 from tests.monitor.chaos import differences
+from tests.monitor.chaos import make_inputs as tiny_inputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -49,6 +51,14 @@ def inputs(release: Release, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
+def quick(release: Release, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint whose snapshot takes seconds."""
+    folder = tmp_path_factory.mktemp("quick") / "inputs"
+    tiny_inputs(folder)
+    return release.copy(folder, "quick")
+
+
+@pytest.fixture(scope="module")
 def storage(cluster: Cluster, release: Release) -> Path:
     """The storage as the node sees it."""
     return cluster.volume(release.namespace, f"{NAME}-storage")
@@ -76,22 +86,33 @@ def test_the_pieces_are_long_enough_for_pods_to_die_in_them(
 
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_deleted_pods_lose_nothing(
-    release: Release, inputs: str, storage: Path, undisturbed: Path, number: int
+    release: Release, inputs: str, quick: str, storage: Path, undisturbed: Path, number: int
 ) -> None:
     run = f"round-{number}"
     draw = random.Random(number)
     with timed(f"chaos, round {number + 1}"), _watched(storage / run) as begun_again:
+        key = release.snapshot(run, inputs)
         killer = threading.Thread(target=_kill, args=(release, storage / run, draw))
         killer.start()
-        key = release.snapshot(run, inputs)
-        killer.join()
+        others = {f"{run}-{n}": release.snapshot(f"{run}-{n}", quick) for n in _while(killer)}
         found = release.finished(run, key)
+        also = [release.finished(name, one)["state"] for name, one in others.items()]
 
     measured(f"chaos, round {number + 1}, pieces begun again", len(begun_again))
-    assert found["state"] == "done", found
     assert begun_again
+    assert found["state"] == "done", found
+    assert also == ["done"] * len(others)
     assert not differences(storage / run / key, undisturbed, found["metrics"], run)
     assert not (storage / run / key / "work").exists()
+
+
+def _while(thread: threading.Thread) -> Iterator[int]:
+    """Numbers, two seconds apart, while a thread runs."""
+    for number in itertools.count():
+        thread.join(2.0)
+        if not thread.is_alive():
+            return
+        yield number
 
 
 def test_a_worker_that_is_to_end_gives_its_piece_back_in_time(
