@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from forcegauge.errors import InputError
 from forcegauge.record import probes_by_phase, read_record, read_scores
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parent / "ranks" / "train.py"
+TRAINER = SCRIPT.with_name("trainer.py")
 ALL = [0, 1 << 30]
 LATE = [8, 9]
 """A forward of a probe after the baseline, of those that each rank scores one share with."""
@@ -52,17 +58,31 @@ THREE = {
 }
 
 
-def launch(script: Path, ranks: int, *arguments: str, limit: float = 400) -> None:
+TRAINERS = {
+    f"{kind}, {how}": {"kind": kind, "watched": how == "watched"}
+    for kind in ("sft", "dpo")
+    for how in ("watched", "alone")
+}
+
+
+def started(script: Path, ranks: int, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     place = {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    return subprocess.Popen(
         [*command, f"--nproc-per-node={ranks}", str(script), *arguments],
         env={**os.environ, **place},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=limit,
     )
-    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def launch(script: Path, ranks: int, *arguments: str) -> None:
+    with started(script, ranks, *arguments) as process:
+        try:
+            said = process.communicate(timeout=600)[1]
+        finally:
+            process.terminate()
+    assert process.returncode == 0, said[-5000:]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +91,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     for ranks, cases in ((1, ONE), (2, TWO), (3, THREE)):
         launch(SCRIPT, ranks, str(folder), json.dumps(cases))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trainers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what TRL's trainers did on two ranks."""
+    folder = tmp_path_factory.mktemp("trainers")
+    launch(TRAINER, 2, str(folder), json.dumps(TRAINERS))
     return folder
 
 
@@ -89,9 +117,9 @@ def steps(directory: Path) -> list[int]:
     return [line["step"] for line in probes_by_phase(read_record(directory)).get("train", [])]
 
 
-def finite(directory: Path) -> int:
+def finite(directory: Path, phase: str = "train") -> int:
     """Probes after the baseline that found something."""
-    lines = probes_by_phase(read_record(directory))["train"][1:]
+    lines = probes_by_phase(read_record(directory))[phase][1:]
     return sum("chosen_change_nats" in line["signals"] for line in lines)
 
 
@@ -157,3 +185,37 @@ def test_a_run_goes_on_with_another_number_of_ranks(trained: Path) -> None:
     lines = read_record(trained / "to be resumed")
     assert [line["kind"] for line in lines].count("run") == 2
     assert steps(trained / "to be resumed") == steps(trained / "plain")
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_trl_is_bit_identical_under_ddp(kind: str, trainers: Path) -> None:
+    assert training(trainers, f"{kind}, watched") == training(trainers, f"{kind}, alone")
+    assert finite(trainers / f"{kind}, watched" / "forcegauge", kind) >= 3
+    for rank in range(2):
+        found = facts(trainers, f"{kind}, watched", rank)
+        assert found["wrapper"] == "DistributedDataParallel"
+        assert found["failures"] == {}
+
+
+def test_sigterm_ends_all_ranks_and_the_record(tmp_path: Path) -> None:
+    cases = {"told": {"wrap": "fsdp2", "steps": 1_000_000}}
+    with started(SCRIPT, 2, str(tmp_path), json.dumps(cases)) as process:
+        try:
+            wait_until(lambda: len(steps(tmp_path / "told")) > 3)
+            process.send_signal(signal.SIGTERM)
+            # torchrun kills what is left after 30 s: it must not have come to that
+            process.communicate(timeout=25)
+        finally:
+            process.kill()
+    last = read_record(tmp_path / "told")[-1]
+    assert (last["kind"], last["reason"]) == ("end", "signal")
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        with suppress(InputError):  # there is no record yet
+            if holds():
+                return
+        time.sleep(0.2)
+    raise TimeoutError
