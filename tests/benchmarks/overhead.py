@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from forcegauge.gauge import ForceGauge
+from forcegauge.pairs_input import read_pairs
 from forcegauge.probes import Probe, ProbeSet
 from tests.benchmarks.measuring import memory, release_memory
 
@@ -220,9 +221,8 @@ def smollm2(probes: int) -> tuple[nn.Module, Any, ProbeSet, list[Tensor]]:
 
     from forcegauge.demo.model import demo_model
     from tests.benchmarks.finetunes import DATA, encoded
-    from tests.benchmarks.finetunes import read_pairs as read
 
-    pairs = read(str(DATA / "pairs.jsonl")).pairs
+    pairs = read_pairs(str(DATA / "pairs.jsonl")).pairs
     tokenizer = AutoTokenizer.from_pretrained(demo_model())
     model = AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.float32)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
