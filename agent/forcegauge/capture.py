@@ -35,21 +35,14 @@ from forcegauge.forces import (
     contexts,
     force_sums,
     force_values,
-    from_collision,
 )
 from forcegauge.head import head_of, inner_model
-from forcegauge.reductions import Statistics, in_chunks
+from forcegauge.measured import Measured, check_head, from_logps, from_statistics, here
+from forcegauge.reductions import in_chunks
 
 logger = logging.getLogger("forcegauge")
 
 IGNORED = -100
-
-HEAD_TOLERANCE = 0.2
-"""Nats by which the log-probs read off the head may differ from the trainer's in the mean: above
-the rounding of bfloat16 logits, below what a forgotten temperature or soft-cap makes."""
-
-Measured = tuple[Tensor, Tensor, Tensor]
-"""``logprob``, ``energy`` and ``rest`` of `TokenForces`."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +100,7 @@ class Capture:
         self._count = 0
         self._handles: list[RemovableHandle] = []
         self._hidden: Tensor | None = None
+        self._by_loss: dict[int, tuple[_Pass, Tensor]] = {}
         self._passes: list[dict[str, float]] = []
         self._steps: list[dict[str, float]] = []
 
@@ -129,7 +123,7 @@ class Capture:
         """Remove all hooks and let go of what is unfinished; finished steps can still be taken."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._hidden, self._passes = [], None, []
+        self._handles, self._hidden, self._passes, self._by_loss = [], None, [], {}
 
     def __enter__(self) -> Capture:
         return self
@@ -139,6 +133,10 @@ class Capture:
 
     def step(self, learning_rate: float | None = None) -> None:
         """Tell that an optimizer step is done, and at which learning rate where it is known."""
+        with self._harmless():
+            for seen, weight in self._by_loss.values():
+                self._keep(seen, weight)
+        self._by_loss = {}
         if self._passes:
             self._steps.append(force_values(add_sums(self._passes), learning_rate))
         self._passes = []
@@ -177,7 +175,7 @@ class Capture:
             if logits is not None:
                 measured = self._from_logits(logits, labels, mask)
             else:
-                measured = _from_logps(logps.detach(), log_sum_sq, mask)
+                measured = from_logps(logps.detach(), log_sum_sq, mask)
             ids = None if input_ids is None else contexts(input_ids)
             self._watch_logps(logps, self._pass(labels, ids, measured))
 
@@ -216,7 +214,7 @@ class Capture:
         if logps is not None:
             self._watch_fused(model, inputs, output, hidden)
         elif logits is not None:
-            self._watch_logits(inputs, logits)
+            self._watch_logits(inputs, logits, loss)
         elif loss is not None and inputs.get("labels") is not None:
             self._watch_loss(model, inputs, loss, hidden)
         else:
@@ -230,10 +228,10 @@ class Capture:
         theirs = output.log_probs.detach()[:, -length:]
         log_sum_sq = getattr(output, "log_sum_sq_probs", None)
         if log_sum_sq is not None:
-            measured = _from_logps(theirs, log_sum_sq[:, -length:], mask)
+            measured = from_logps(theirs, log_sum_sq[:, -length:], mask)
         else:
             measured = self._from_hidden(model, hidden, inputs, labels)
-            _check_head(measured[0], theirs[mask])
+            check_head(measured[0], theirs[mask])
         seen = self._pass(labels, _prefixes(inputs, length), measured)
         self._watch_logps(output.log_probs, seen)
         entropy = _learning(output, "entropy")
@@ -243,7 +241,7 @@ class Capture:
     def _watch_logps(self, logps: Tensor, seen: _Pass) -> None:
         def read(gradient: Tensor) -> None:
             with self._harmless():
-                weight = -_here(gradient[:, -seen.mask.shape[1] :][seen.mask])
+                weight = -here(gradient[:, -seen.mask.shape[1] :][seen.mask])
                 self._keep(seen, weight / self._temperature)
 
         logps.register_hook(read)
@@ -254,15 +252,14 @@ class Capture:
         labels = _next_labels(inputs)
         measured = self._from_hidden(model, hidden, inputs, labels)
         seen = self._pass(labels, _prefixes(inputs, labels.shape[1]), measured)
-        items = float(inputs.get("num_items_in_batch") or seen.mask.sum().clamp(min=1))
 
         def read(gradient: Tensor) -> None:
             with self._harmless():
-                self._keep(seen, (_here(gradient) / items).expand_as(measured[0]))
+                self._keep(seen, (here(gradient) / _items(inputs, seen)).expand_as(measured[0]))
 
         loss.register_hook(read)
 
-    def _watch_logits(self, inputs: Mapping[str, Any], logits: Tensor) -> None:
+    def _watch_logits(self, inputs: Mapping[str, Any], logits: Tensor, loss: Tensor | None) -> None:
         ids: Any = inputs.get("input_ids")
         labels: Any = inputs.get("labels")
         if ids is None:
@@ -276,11 +273,24 @@ class Capture:
 
         def read(gradient: Tensor | None) -> None:
             with self._harmless():
-                if gradient is None:
-                    raise RunError("the model is compiled with its loss: forces are not seen")
-                self._keep(seen, *_project(gradient, seen))
+                if gradient is not None:
+                    self._by_loss.pop(id(seen), None)
+                    self._keep(seen, *_project(gradient, seen))
 
         logits.register_hook(read)
+        if loss is not None and given:
+            self._watch_loss_beside(inputs, loss, seen)
+
+    def _watch_loss_beside(self, inputs: Mapping[str, Any], loss: Tensor, seen: _Pass) -> None:
+        """Logits that came through mixed precision or compiled code are a copy, which the loss was
+        not made from: their hook is not called, and the loss is taken for its token mean."""
+
+        def read(gradient: Tensor) -> None:
+            with self._harmless():
+                weight = here(gradient) / _items(inputs, seen)
+                self._by_loss[id(seen)] = seen, weight.expand_as(seen.forces.logprob)
+
+        loss.register_hook(read)
 
     def _keep(self, seen: _Pass, weight: Tensor, more: Mapping[str, float] | None = None) -> None:
         scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
@@ -307,7 +317,7 @@ class Capture:
 
     def _from_logits(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Measured:
         (row, place), z = mask.nonzero(as_tuple=True), logits.detach()
-        return _measured(
+        return from_statistics(
             in_chunks(lambda part: z[row[part], place[part]] / self._temperature, labels[mask])
         )
 
@@ -322,7 +332,7 @@ class Capture:
         mask = labels != IGNORED
         weight, rows = next(head.module.parameters()), hidden[:, -labels.shape[1] :][mask]
         rows = rows.to(weight if weight.is_floating_point() else rows)
-        return _measured(
+        return from_statistics(
             in_chunks(lambda part: head.logits(rows[part]) / self._temperature, labels[mask])
         )
 
@@ -337,6 +347,10 @@ def _next_labels(inputs: Mapping[str, Any]) -> Tensor:
     shifted = inputs.get("shift_labels")
     found: Tensor = inputs["labels"][:, 1:] if shifted is None else shifted
     return found
+
+
+def _items(inputs: Mapping[str, Any], seen: _Pass) -> float:
+    return float(inputs.get("num_items_in_batch") or seen.mask.sum().clamp(min=1))
 
 
 def _padding(inputs: Mapping[str, Any], ids: Tensor) -> Tensor:
@@ -357,45 +371,15 @@ def _prefixes(inputs: Mapping[str, Any], length: int) -> Tensor | None:
     return (found if inputs.get("shift_labels") is not None else found[:, :-1])[:, -length:]
 
 
-def _from_logps(logps: Tensor, log_sum_sq: Tensor | None, mask: Tensor) -> Measured:
-    logprob = _here(logps[mask])
-    if log_sum_sq is not None:
-        return logprob, *from_collision(logprob, _here(log_sum_sq[mask]))
-    return logprob, -torch.expm1(logprob), torch.full_like(logprob, torch.nan)
-
-
 def _project(gradient: Tensor, seen: _Pass) -> tuple[Tensor, dict[str, float]]:
     """w from the gradient at the logits, [rows, tokens, vocab], and what of it w leaves out."""
     length, forces = seen.mask.shape[1], seen.forces
     row, place = seen.mask.nonzero(as_tuple=True)
     label = forces.label.to(gradient.device)
-    at_label = _here(gradient[:, -length - 1 : -1][row, place, label])
+    at_label = here(gradient[:, -length - 1 : -1][row, place, label])
     weight = torch.where(forces.energy > 0, -at_label / forces.energy, 0.0)
     norms = torch.linalg.vector_norm(gradient, dim=-1, dtype=torch.float32)
-    mine = _here(norms[:, -length - 1 : -1][seen.mask])
+    mine = here(norms[:, -length - 1 : -1][seen.mask])
     off = (mine - weight.abs() * forces.residual_norm()).abs()
-    total = _here(norms).sum()
+    total = here(norms).sum()
     return weight, {"uncovered": float(total - mine.sum() + off.sum()), "gradient": float(total)}
-
-
-def _measured(statistics: Statistics) -> Measured:
-    names = ("logprob", "energy", "collision", "residual_norm")
-    found = (_here(statistics.get(name, torch.zeros(0))) for name in names)
-    logprob, energy, collision, norm = found
-    others, beside = collision - (2 * logprob).exp(), norm.square() - energy.square()
-    # each difference keeps its digits on one side only: the collision's where pi_y is small
-    return logprob, energy, torch.where(energy > 0.5, others, beside).clamp(min=0)
-
-
-def _here(values: Tensor) -> Tensor:
-    """On the CPU in float64: some accelerators have none, and nothing stays in their memory."""
-    return values.detach().cpu().double()
-
-
-def _check_head(ours: Tensor, theirs: Tensor) -> None:
-    off = float((ours - _here(theirs)).abs().mean()) if ours.numel() else 0.0
-    if not off <= HEAD_TOLERANCE:
-        raise RunError(
-            f"log-probs read off the model's head are {off:.2g} nats from the trainer's: the head "
-            "does more than scale and soft-cap, or the trainer has a temperature not told here"
-        )

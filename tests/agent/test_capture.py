@@ -99,6 +99,34 @@ def test_a_model_that_returns_only_its_loss_has_the_forces_of_one_with_logits() 
     assert found == pytest.approx(wanted, rel=1e-4, abs=1e-7)
 
 
+class Copied(nn.Module):
+    """As Accelerate's mixed precision: the logits that come back are a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny.llama()
+
+    def forward(self, **inputs: Any) -> Any:
+        made = self.inner(**inputs)
+        return CausalLMOutput(loss=made.loss, logits=made.logits.double())
+
+
+@pytest.mark.parametrize("items", [None, 7])
+def test_where_logits_are_a_copy_forces_are_read_off_the_loss(items: int | None) -> None:
+    whole, copied = tiny.llama(), Copied()
+    more = {} if items is None else {"num_items_in_batch": items}
+    captures = [Capture().attach(model) for model in (whole, copied)]
+    for _ in range(2):
+        (nll(whole, **more) / 2).backward()
+        (nll(copied, **more) / 2).backward()
+    for capture in captures:
+        capture.step()
+    wanted, found = (capture.take() for capture in captures)
+    assert wanted is not None
+    del wanted["force_uncovered_ratio"]
+    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-7)
+
+
 def test_logits_of_the_last_positions_only_are_matched_to_their_tokens() -> None:
     model = tiny.llama()
     capture = Capture().attach(model)
