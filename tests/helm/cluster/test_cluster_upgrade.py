@@ -91,7 +91,7 @@ def test_no_request_fails_meanwhile(changes: dict[str, Change], name: str) -> No
 
     measured(f"{name}: requests", asked.count)
     measured(f"{name}: slowest request, ms", 1000 * asked.slowest)
-    assert asked.count > 100
+    assert asked.count
     assert asked.failed == []
 
 
