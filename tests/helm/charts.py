@@ -82,15 +82,16 @@ def template(helm: str, *more: str, chart: Path = CHART) -> Answer:
 @cache
 def rendered(helm: str, features: Features = (), *more: str) -> Answer:
     """The chart with the values of some features."""
-    return template(helm, *_files(features), *more)
+    return template(helm, *files(features), *more)
 
 
 def linted(helm: str, features: Features) -> Answer:
     """What `helm lint --strict` says to the values of some features."""
-    return call(helm, "lint", "--strict", str(CHART), *_files(features))
+    return call(helm, "lint", "--strict", str(CHART), *files(features))
 
 
-def _files(features: Features) -> list[str]:
+def files(features: Features) -> list[str]:
+    """The flags of their values."""
     return [f"--values={CHART / 'ci' / f'{name}-values.yaml'}" for name in features]
 
 

@@ -6,7 +6,21 @@ import json
 
 import pytest
 
-from tests.helm.charts import Document, documents, name_of, possible
+from tests.helm.charts import (
+    ALONE,
+    CHART,
+    CRDS,
+    RELEASE,
+    Document,
+    Features,
+    call,
+    documents,
+    files,
+    name_of,
+    of_kind,
+    parsed,
+    possible,
+)
 from tests.helm.schemas import VERSIONS, closed, problems
 
 
@@ -26,6 +40,23 @@ def test_no_two_manifests_of_a_release_have_one_name() -> None:
     for features in possible():
         names = [name_of(each) for each in documents(features)]
         assert len(names) == len(set(names)), features
+
+
+@pytest.mark.parametrize("features", ALONE, ids=lambda names: "+".join(names) or "none")
+def test_where_the_cluster_has_no_crds_nothing_needs_one(features: Features) -> None:
+    answer = call("helm4", "template", RELEASE, str(CHART), *files(features))
+    assert answer.code == 0, answer.error
+    groups = {crd.partition("/")[0] for crd in CRDS}
+    found = parsed(answer.out)
+    assert not [each for each in found if each["apiVersion"].partition("/")[0] in groups]
+    assert [each for each in of_kind(found, "Deployment") if "-worker-" in name_of(each)]
+
+
+def test_nobody_but_keda_says_how_many_workers_run_where_it_scales() -> None:
+    found = {name_of(each): each for each in documents(("keda",))}
+    scaled = found["ScaledObject/forcegauge-worker-cpu"]["spec"]["scaleTargetRef"]["name"]
+    assert "replicas" not in found[f"Deployment/{scaled}"]["spec"]
+    assert not [name for name in found if name.startswith("HorizontalPodAutoscaler")]
 
 
 def test_an_unknown_field_is_a_problem() -> None:
