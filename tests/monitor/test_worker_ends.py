@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner
 
+from forcegauge_monitor import tasks
 from forcegauge_monitor.broker import make_app
 from forcegauge_monitor.chores import add_alive
 from forcegauge_monitor.cli import monitor
@@ -39,6 +41,16 @@ def test_idle_exit_is_refused_with_processes_under_a_parent() -> None:
     given = ["worker", "--pool", "prefork", "--idle-exit", "5"]
     found = CliRunner().invoke(monitor, given, standalone_mode=False)
     assert "solo" in str(found.exception)
+
+
+def test_a_worker_can_be_ended_while_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, found = signal.getsignal(signal.SIGTERM), list[object]()
+    monkeypatch.setattr(
+        tasks, "run_worker", lambda *_, **__: found.append(signal.getsignal(signal.SIGTERM))
+    )
+    CliRunner().invoke(monitor, ["worker"], catch_exceptions=False)
+    signal.signal(signal.SIGTERM, before)
+    assert callable(found[0])
 
 
 @pytest.fixture

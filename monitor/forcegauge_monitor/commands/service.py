@@ -76,11 +76,13 @@ def worker(
     idle_exit: float | None,
 ) -> None:
     """Do the pieces of snapshots, one at a time, or as many as a prefork pool has processes."""
-    from forcegauge_monitor.tasks import run_worker
-
     if idle_exit is not None and pool != "solo":
         raise InputError("is for --pool solo only", field="--idle-exit")
     settings = settings_of(file)
+    # the first process of a container is deaf to it otherwise, and torch takes seconds to load
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    from forcegauge_monitor.tasks import run_worker
+
     run_worker(
         settings,
         queues=(queues or f"{settings.queue},scores").split(","),
