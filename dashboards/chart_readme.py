@@ -103,7 +103,9 @@ def _keys(node: yaml.MappingNode, part: Schema, above: str, lines: list[str]) ->
 
 def _inner(part: Schema, name: str) -> Schema:
     """What a key of an object may be, or any key of a map."""
-    found: Schema = part.get("properties", {}).get(name) or part["additionalProperties"]
+    found = part.get("properties", {}).get(name, part.get("additionalProperties"))
+    if not isinstance(found, dict):
+        raise KeyError(f"{name} is not in values.schema.json")
     return found
 
 

@@ -77,6 +77,15 @@ def test_images_are_pinned_by_their_digests() -> None:
     assert not [name for name, _, _ in images if ":" in name]
 
 
+def test_the_users_of_pods_can_be_left_to_the_cluster() -> None:
+    names = ("runAsUser", "runAsGroup", "fsGroup")
+    given = [f"--set=podDefaults.podSecurityContext.{name}=null" for name in names]
+    pods_made = [template_of(each) for each in documents((), "helm4", *given)]
+    contexts = [pod["spec"]["securityContext"] for pod in pods_made if pod]
+    assert not [name for context in contexts for name in names if name in context]
+    assert all(context["runAsNonRoot"] for context in contexts)
+
+
 GOOD: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
