@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from torch import nn
+from torch import Tensor, nn
 
 from forcegauge.errors import InputError
 from forcegauge.record import check_run_name
@@ -55,7 +55,8 @@ def loss_signal(loss: SupportsFloat | None) -> dict[str, float]:
     """Whether the training loss is finite; reading it may wait for the device."""
     if loss is None:
         return {}
-    return {"loss_nonfinite_ratio": float(not math.isfinite(float(loss)))}
+    value = float(loss.detach() if isinstance(loss, Tensor) else loss)
+    return {"loss_nonfinite_ratio": float(not math.isfinite(value))}
 
 
 def model_name(model: nn.Module) -> str:

@@ -69,7 +69,7 @@ def test_logits_that_are_no_numbers_are_a_verdict_and_no_fault(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_model_that_changes_its_format_is_scored_on(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = tiny.llama()
+    model: Any = tiny.llama()
     with gauge(tmp_path) as watched:
         train(model, watched, 1, 2)
         train(model.to(dtype), watched, 3, 8)
@@ -80,8 +80,7 @@ def test_a_model_that_changes_its_format_is_scored_on(dtype: torch.dtype, tmp_pa
 def test_a_model_on_another_device_than_its_weights_is_counted_until_it_is_back(
     tmp_path: Path,
 ) -> None:
-    model = tiny.llama()
-    gone = tiny.llama().to("meta")
+    model, gone = tiny.llama(), torch.nn.Module.to(tiny.llama(), "meta")
     with gauge(tmp_path, every=1) as watched:
         watched.step(model, 0)
         for step in range(1, 4):
