@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
@@ -66,6 +67,8 @@ def vowels(completions: list[str], **_: Any) -> list[float]:
 
 def arguments(config: Any, output: Path, settings: dict[str, Any]) -> Any:
     """Settings under the names that this version of the trainer has for them."""
+    # older transformers leave the precision of the last trainer behind here
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     known = {field.name for field in fields(config)}
     on = bool(settings.pop("gradient_checkpointing", False))
     if "activation_checkpointing" in known:

@@ -129,17 +129,28 @@ def make(kind: str, names: tuple[str, ...], output: Path) -> Trainer:
     return TRAINERS[kind](output, **settings)
 
 
-Unwatched = Callable[[str, tuple[str, ...]], tuple[Path, Any]]
+Outcome = tuple[Any, dict[str, dict[str, str]]]
+"""Digest and losses of a training, and what its checkpoints hold."""
+
+Unwatched = Callable[[str, tuple[str, ...]], tuple[Outcome, Outcome]]
+
+
+def outcome(kind: str, names: tuple[str, ...], output: Path, *watchers: Any) -> Outcome:
+    """Of a whole training, or of one that is resumed where ``output`` has checkpoints."""
+    half = output / "checkpoint-3"
+    resume = str(half) if half.exists() else None
+    found = run(make(kind, names, output), *(watchers or (None,)), resume)
+    return found, {name: saved(output / name) for name in ("checkpoint-3", "checkpoint-6")}
 
 
 @pytest.fixture(scope="module")
 def unwatched(tmp_path_factory: pytest.TempPathFactory) -> Unwatched:
-    """Folder and outcome of a training without the agent, made once for each combination."""
+    """A training without the agent, whole and resumed, made once for each combination."""
 
     @cache
-    def train(kind: str, names: tuple[str, ...]) -> tuple[Path, Any]:
+    def train(kind: str, names: tuple[str, ...]) -> tuple[Outcome, Outcome]:
         output = tmp_path_factory.mktemp("unwatched")
-        return output, run(make(kind, names, output), None)
+        return outcome(kind, names, output), outcome(kind, names, output)
 
     return train
 
@@ -196,18 +207,14 @@ def saved(checkpoint: Path) -> dict[str, str]:
 def test_training_is_bit_identical_whole_and_resumed(
     kind: str, names: tuple[str, ...], unwatched: Unwatched, tmp_path: Path
 ) -> None:
-    output, without = unwatched(kind, names)
-    watched = run(make(kind, names, tmp_path / "b"), callback(tmp_path / "gauge"))
+    without, resumed = unwatched(kind, names)
+    watched = outcome(kind, names, tmp_path / "b", callback(tmp_path / "gauge"))
     assert watched == without
-    assert len(watched[1]) == STEPS
+    assert len(watched[0][1]) == STEPS
+    assert len(watched[1]["checkpoint-6"]) == 4
     assert finite_probes(tmp_path / "gauge") >= 3
-    for step in ("checkpoint-3", "checkpoint-6"):
-        assert saved(tmp_path / "b" / step) == saved(output / step)
-        assert len(saved(output / step)) == 4
-    trainer, watcher = make(kind, names, tmp_path / "b"), callback(tmp_path / "gauge")
-    resumed = run(trainer, watcher, str(tmp_path / "b" / "checkpoint-3"))
-    assert resumed[0] == without[0]
-    assert saved(tmp_path / "b" / "checkpoint-6") == saved(output / "checkpoint-6")
+    watcher = callback(tmp_path / "gauge")
+    assert outcome(kind, names, tmp_path / "b", watcher) == resumed
     assert finite_probes(tmp_path / "gauge") >= 3
     first, *_ = probes_by_phase(read_record(tmp_path / "gauge"))[kind]
     assert first["step"] == 0
@@ -225,7 +232,7 @@ def test_training_is_bit_identical_when_every_probe_fails(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    output, without = unwatched(kind, names)
+    without, _ = unwatched(kind, names)
 
     def broken(self: Scorer, model: torch.nn.Module, **_: Any) -> None:
         torch.rand(3)
@@ -233,8 +240,7 @@ def test_training_is_bit_identical_when_every_probe_fails(
 
     monkeypatch.setattr(Scorer, "score", broken)
     watcher = callback(tmp_path / "gauge")
-    assert run(make(kind, names, tmp_path / "b"), watcher) == without
-    assert saved(tmp_path / "b" / "checkpoint-6") == saved(output / "checkpoint-6")
+    assert outcome(kind, names, tmp_path / "b", watcher) == without
     assert watcher.gauge is not None
     assert watcher.gauge.failures["scoring"] >= 3
 
