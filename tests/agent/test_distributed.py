@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parent / "ranks" / "train.py"
 TRAINER = SCRIPT.with_name("trainer.py")
+ZERO = SCRIPT.with_name("zero.py")
 ALL = [0, 1 << 30]
 LATE = [8, 9]
 """A forward of a probe after the baseline, of those that each rank scores one share with."""
@@ -62,6 +63,11 @@ TRAINERS = {
     f"{kind}, {how}": {"kind": kind, "watched": how == "watched"}
     for kind in ("sft", "dpo")
     for how in ("watched", "alone")
+}
+STAGES = {
+    f"zero{stage}, {how}": {"stage": stage, "watched": how != "alone", "own": how != "same"}
+    for stage in (2, 3)
+    for how in ("watched", "alone", "same")
 }
 
 
@@ -125,19 +131,18 @@ def finite(directory: Path, phase: str = "train") -> int:
 
 @pytest.mark.parametrize("name", [*WRAPS, "ddp, three", "fsdp2, three", "to be resumed"])
 def test_scores_are_those_of_one_process(name: str, trained: Path) -> None:
-    seen = steps(trained / name)
-    assert len(seen) >= 6
-    for step in seen:
-        wanted, found = (
-            read_scores(trained / which / "scores" / f"{step}.safetensors")
-            for which in ("plain", name)
-        )
-        assert (found.ids, found.types) == (wanted.ids, wanted.types)
-        assert np.isfinite(wanted.values["logprob_mean"]).any(0).all()
-        for statistic in ("logprob_mean", "argmax_logprob_mean", "entropy", "logprob_prefix"):
-            np.testing.assert_allclose(
-                found.values[statistic], wanted.values[statistic], rtol=0, atol=1e-4
-            )
+    assert_same_scores(trained / name, trained / "plain")
+
+
+def assert_same_scores(found: Path, wanted: Path) -> None:
+    assert steps(found) == steps(wanted)
+    assert len(steps(wanted)) >= 6
+    for step in steps(wanted):
+        one, other = (read_scores(each / f"scores/{step}.safetensors") for each in (found, wanted))
+        assert (one.ids, one.types) == (other.ids, other.types)
+        assert np.isfinite(one.values["logprob_mean"]).any(0).all()
+        for name in ("logprob_mean", "argmax_logprob_mean", "entropy", "logprob_prefix"):
+            np.testing.assert_allclose(one.values[name], other.values[name], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("wrap", BIT_IDENTICAL)
@@ -185,6 +190,26 @@ def test_a_run_goes_on_with_another_number_of_ranks(trained: Path) -> None:
     lines = read_record(trained / "to be resumed")
     assert [line["kind"] for line in lines].count("run") == 2
     assert steps(trained / "to be resumed") == steps(trained / "plain")
+
+
+@pytest.fixture(scope="module")
+def zero(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what DeepSpeed's engine did on two ranks."""
+    pytest.importorskip("deepspeed", reason="DS_BUILD_OPS=0 pip install deepspeed")
+    folder = tmp_path_factory.mktemp("zero")
+    launch(ZERO, 2, str(folder), json.dumps(STAGES))
+    return folder
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_is_bit_identical_on_two_ranks(stage: int, zero: Path) -> None:
+    assert training(zero, f"zero{stage}, watched") == training(zero, f"zero{stage}, alone")
+    assert finite(zero / f"zero{stage}, watched") >= 3
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_scores_under_zero_are_those_of_one_process(stage: int, zero: Path, trained: Path) -> None:
+    assert_same_scores(zero / f"zero{stage}, same", trained / "plain")
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])

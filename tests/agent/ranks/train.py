@@ -78,7 +78,7 @@ def ended(gauge: ForceGauge) -> dict[str, Any]:
     return {"failures": dict(gauge.failures), "port": gauge.port, "verdict": verdict}
 
 
-def made(own: bool, **shape: Any) -> nn.Module:
+def made(own: bool, **shape: Any) -> Any:
     model = tiny.llama(dropout=0.2 if own else 0.0, **shape).train()
     # something for DDP to broadcast, which ranks change each on their own
     model.register_buffer("seen", torch.zeros(()))
@@ -146,7 +146,7 @@ def ddp(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model)
 
 
-def fsdp2(model: nn.Module) -> nn.Module:
+def fsdp2(model: Any) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -157,7 +157,7 @@ def fsdp2(model: nn.Module) -> nn.Module:
     return model
 
 
-def fsdp2_head(model: nn.Module) -> nn.Module:
+def fsdp2_head(model: Any) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

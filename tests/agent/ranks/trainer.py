@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
 from torch import distributed
 
 from forcegauge import ForceGaugeCallback
