@@ -160,7 +160,9 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     finally:
         assert keeper.stdin is not None
         keeper.stdin.close()
-        keeper.wait(timeout=120)
+        ended = keeper.wait(timeout=120)
+        assert ended == 0, (folder / "down.log").read_text()
+        assert str(folder) not in Path("/proc/mounts").read_text(), "mounts are left behind"
 
 
 def eventually(look: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
