@@ -355,8 +355,9 @@ def _items(inputs: Mapping[str, Any], seen: _Pass) -> float:
 
 def _padding(inputs: Mapping[str, Any], ids: Tensor) -> Tensor:
     mask = inputs.get("attention_mask")
-    given = isinstance(mask, Tensor) and mask.shape == ids.shape
-    return mask == 0 if given else torch.zeros_like(ids, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        return torch.zeros_like(ids, dtype=torch.bool)
+    return mask == 0
 
 
 def _prefixes(inputs: Mapping[str, Any], length: int) -> Tensor | None:

@@ -135,11 +135,13 @@ Outcome = tuple[Any, dict[str, dict[str, str]]]
 Unwatched = Callable[[str, tuple[str, ...]], tuple[Outcome, Outcome]]
 
 
-def outcome(kind: str, names: tuple[str, ...], output: Path, *watchers: Any) -> Outcome:
+def outcome(
+    kind: str, names: tuple[str, ...], output: Path, watcher: ForceGaugeCallback | None = None
+) -> Outcome:
     """Of a whole training, or of one that is resumed where ``output`` has checkpoints."""
     half = output / "checkpoint-3"
     resume = str(half) if half.exists() else None
-    found = run(make(kind, names, output), *(watchers or (None,)), resume)
+    found = run(make(kind, names, output), watcher, resume)
     return found, {name: saved(output / name) for name in ("checkpoint-3", "checkpoint-6")}
 
 
