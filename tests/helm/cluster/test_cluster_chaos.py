@@ -45,7 +45,7 @@ def release(cluster: Cluster) -> Iterator[Release]:
 def inputs(release: Release, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A checkpoint whose snapshot has long pieces, on the storage."""
     folder = tmp_path_factory.mktemp("chaos") / "inputs"
-    make_inputs(folder, layers=10)
+    make_inputs(folder, layers=12)
     (folder / "checkpoint-1").rename(folder / "checkpoint-2")
     return release.copy(folder, "long")
 
