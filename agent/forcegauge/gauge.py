@@ -294,9 +294,7 @@ class ForceGauge:
             if due:
                 finish_queued()
             with self._pace.ours:
-                # a rank that left here would leave the others waiting in the probe
-                with self.guard("forces", step):
-                    self._observed.step(step, learning_rate)
+                self._observed.step(step, learning_rate)
                 with self.guard("exporter", step):
                     self._journal.show_step(train_step=self._journal.offset + step, **self._costs())
                 if due:

@@ -77,11 +77,13 @@ class Observed:
     def step(self, step: int, learning_rate: float | None = None) -> None:
         """Tell that this many optimizer steps are done, and the learning rate of the last one; the
         same number twice is one step."""
-        if self._done is not None and step > self._done:
-            self._count += 1
-            self._capture.step(learning_rate)
-            if self._rows is not None:
-                self._rows.step()
+        # one rank that fails here must not miss the probe that the others are going to
+        with self._guard("forces", step):
+            if self._done is not None and step > self._done:
+                self._count += 1
+                self._capture.step(learning_rate)
+                if self._rows is not None:
+                    self._rows.step()
         self._done = step
 
     def take(self, step: int) -> tuple[dict[str, float], dict[str, float]]:
