@@ -372,8 +372,7 @@ class ForceGauge:
             found = self._phase.first(behaviour)
         else:
             found = self._phase.probe(run_step, look.scores, behaviour)
-        # ranks may differ in the last bit: what follows from it must not
-        self.judgement = agreed(found.judgement)
+        self.judgement = agreed(found.judgement)  # ranks may differ in the last bit
         return found
 
     def _keep(self, found: Probe, look: Look, first: bool, seconds: float) -> None:
