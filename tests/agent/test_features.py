@@ -23,7 +23,7 @@ from forcegauge.record import probes_by_phase, read_record, read_scores
 from forcegauge.scorer import Scorer
 from forcegauge.scores import Scores
 from tests import tiny
-from tests.agent.real_steps import SETTINGS, arguments
+from tests.agent.real_steps import SETTINGS, arguments, digest
 
 NATS = 1e-4
 
@@ -236,3 +236,16 @@ def test_other_optimizers_are_left_alone() -> None:
         assert [weight._version for weight in model.parameters()] == [
             weight._version for weight in tiny.llama().parameters()
         ]
+
+
+def test_a_trainer_with_a_schedule_free_optimizer_is_bit_identical(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "optim": "schedule_free_adamw",
+        "lr_scheduler_type": "constant",
+        "learning_rate": 1e-2,
+    }
+    without, watched = (sft(tmp_path / name, **settings) for name in "ab")
+    without.train()
+    baseline(watched, tmp_path / "gauge")
+    assert digest(watched) == digest(without)
+    assert read_record(tmp_path / "gauge")[0]["settings"]["weights"] == "evaluation"
