@@ -152,6 +152,9 @@ def test_an_error_in_scoring_neither_stops_nor_changes_the_training(
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Be aware that when using `ckpt_path`, callbacks used:UserWarning"
+)
 def test_a_resume_keeps_the_baseline_and_is_bit_identical(tmp_path: Path) -> None:
     gauge = tmp_path / "gauge"
 

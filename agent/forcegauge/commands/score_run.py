@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forcegauge.errors import InputError
-from forcegauge.record import check_run_name
 
 if TYPE_CHECKING:
     from forcegauge.agentless import Scored
@@ -30,11 +29,12 @@ def score_run(
             raise InputError("a record is of one", field=name, fix="Name one, or leave --run-dir")
     if not Path(models[0]).is_dir():
         raise InputError("no such folder of checkpoints", file=models[0], fix="Check the path")
-    check_run_name(settings["run"] or "run")
     from transformers.utils.logging import disable_progress_bar
 
     from forcegauge.agentless import Scoring, score_new
+    from forcegauge.record import check_run_name
 
+    check_run_name(settings["run"] or "run")
     # their bars would tear what is printed
     disable_progress_bar()
     known = {name: value for name, value in settings.items() if value is not None}
