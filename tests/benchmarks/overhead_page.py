@@ -29,7 +29,8 @@ benchmark's own. Made by `make bench-overhead` in {found["minutes"]:.0f} minutes
 | step times with the agent over those without, after the early probes | {found["ratio"]:.4f} |
 | of it: calls of the agent, {len(probes)} probes among them | {parts["calls"]:.4f} |
 | of it: reading forces | {parts["reading"]:.4f} |
-| of it: all else | {parts["hooks"]:+.4f} |
+| these two alone, which the agent can know of | {found["timed"]:.4f} |
+| all else | {parts["hooks"]:+.4f} |
 | what the benchmark can tell apart (twice the standard error of the last) | \
 {found["resolution"]:.4f} |
 | the same by the agent's own `forcegauge_probe_overhead_ratio` | {found["own_ratio"]:.4f} |
