@@ -82,7 +82,12 @@ class ForceGaugeCallback(pl.Callback):
         )
         settings = {**of_lightning(trainer), **self._settings}
         self.gauge = ForceGauge(
-            self._probes, self._tokenizer, directory=directory, settings=settings, **self._options
+            self._probes,
+            self._tokenizer,
+            directory=directory,
+            settings=settings,
+            optimizer=next(iter(trainer.optimizers), None),
+            **self._options,
         )
         self.gauge.load_state_dict(self._carried)
         self._teller = Teller(self.gauge, log=self._log)
