@@ -20,7 +20,7 @@ from forcegauge.record import RECORD_NAME, probes_by_phase, read_record
 logger = logging.getLogger("forcegauge")
 
 LARGEST = 16 << 20
-"""Bytes of a record that still travels, about 1,300 probes."""
+"""Bytes of a record that still travels, about 800 probes."""
 GREEDY_NAME = "greedy.jsonl"
 
 State = dict[str, Any]

@@ -240,7 +240,7 @@ class ForceGauge:
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs where the run's directory is gone, to be saved with a checkpoint.
 
-        Its size is about a kilobyte per probe; it holds greedy outputs unless ``texts`` is false.
+        Its size is about 7 kB per probe; it holds greedy outputs unless ``texts`` is false.
         Empty on other ranks.
         """
         found: dict[str, Any] = {}
