@@ -13,6 +13,7 @@ import torch
 from forcegauge import ranks as together
 from forcegauge import ways
 from forcegauge.encoding import TokenSequence, encode_probes
+from forcegauge.head import head_of
 from forcegauge.ranks import ALONE, RankError, RankMemoryError, Ranks
 from forcegauge.sharding import merged, shares
 from forcegauge.ways import Choice
@@ -49,7 +50,7 @@ def test_forwards_are_counted_as_they_run(way: ways.Way, sequences: list[TokenSe
     choice = Choice(way, "head", 100)
     with torch.no_grad():
         for batch in ways.batches(way, sequences, 100):
-            ways.run(model, ways.heads.head_of(model), batch, "head")
+            ways.run(model, head_of(model), batch, "head")
     handle.remove()
     assert len(calls) == ways.forwards(choice, sequences)
 

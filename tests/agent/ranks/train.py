@@ -146,7 +146,7 @@ def ddp(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model)
 
 
-def fsdp2(model: Any) -> nn.Module:
+def fsdp2(model: Any) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -157,7 +157,7 @@ def fsdp2(model: Any) -> nn.Module:
     return model
 
 
-def fsdp2_head(model: Any) -> nn.Module:
+def fsdp2_head(model: Any) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
