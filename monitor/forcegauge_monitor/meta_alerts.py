@@ -54,8 +54,7 @@ _OVERHEAD_HIGH = Alert(
     "Probes take more of the training time than they should.",
     f"Probes of the last six hours took over {2 * BUDGET:.0%} of that time (twice the budget of "
     f"{BUDGET:.0%}), not counting {EXEMPT_PROBES} of them: the dense ones at a phase's start are "
-    "exempt. The share since the start (`forcegauge_probe_overhead_ratio`) would tell of those "
-    "for hours.",
+    "exempt. `forcegauge_probe_overhead_ratio` counts those too until the last of them.",
     _run(
         f"(changes(forcegauge_probe_timestamp_seconds[6h]) - {EXEMPT_PROBES})\n"
         "* avg_over_time(forcegauge_probe_duration_seconds[6h])\n"
@@ -63,8 +62,8 @@ _OVERHEAD_HIGH = Alert(
     )
     + f" > {2 * BUDGET:g}\n{_ACTIVE}",
     f"Probes of {{run}} took {{now}} of the last six hours, not counting {EXEMPT_PROBES} of them. "
-    "The last one took {duration}; since the start of the process they took {overhead}. Raise "
-    "`every`, take fewer probes or shorter answers, or leave `budget` at its default.",
+    "The last one took {duration}; the agent's share since the dense early probes is {overhead}. "
+    "Raise `every`, take fewer probes or shorter answers, or leave `budget` at its default.",
     {
         "duration": Figure("forcegauge_probe_duration_seconds", form="seconds"),
         "overhead": Figure("forcegauge_probe_overhead_ratio", form="share"),

@@ -89,8 +89,8 @@ def _of_agents() -> dict[str, Said]:
             _at("72m", spent),
             RUN,
             "Probes of r took 2.778% of the last six hours, not counting 12 of them. The last one "
-            "took 10s; since the start of the process they took 12.5%. Raise `every`, take fewer "
-            "probes or shorter answers, or leave `budget` at its default.",
+            "took 10s; the agent's share since the dense early probes is 12.5%. Raise `every`, "
+            "take fewer probes or shorter answers, or leave `budget` at its default.",
         ),
         "ForceGaugeProbeFailing": (
             _at("20m", failed),
