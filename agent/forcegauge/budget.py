@@ -94,14 +94,14 @@ def _widest(model: nn.Module) -> int:
     """The widest matrix but the embeddings and the head; stacked experts count one of them."""
     head = heads.head_of(model).module
     parts = [part for part in model.modules() if part is not head]
-    matrices = [
-        weight
-        for part in parts
-        if not isinstance(part, nn.Embedding)
-        for weight in part.parameters(recurse=False)
-        if weight.dim() > 1
-    ]
-    return max((max(weight.shape[-2:]) for weight in matrices), default=0)
+    return max((_width(part) for part in parts if not isinstance(part, nn.Embedding)), default=0)
+
+
+def _width(part: nn.Module) -> int:
+    """Of a module's own matrices: as a linear one tells it, since sharded weights are flat."""
+    told = [getattr(part, name, 0) for name in ("in_features", "out_features")]
+    weights = [max(w.shape[-2:]) for w in part.parameters(recurse=False) if w.dim() > 1]
+    return max([size for size in (*told, *weights) if isinstance(size, int)], default=0)
 
 
 def cost(shape: Shape, batch: Batch | CachedBatch, reading: Reading) -> int:

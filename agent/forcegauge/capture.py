@@ -13,7 +13,7 @@ What is covered:
 
 Forces are those of this process, before gradients are averaged over ranks. They sum over the
 backward passes of an optimizer step, however the trainer divides the loss among these; contexts
-are compared within one forward. Tested in one process only.
+are compared within one forward.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from transformers import PreTrainedModel
 
 from forcegauge import behaviour, greedy, ways
@@ -187,6 +188,17 @@ def test_the_shape_is_the_models(tiny_model: Make) -> None:
     assert (shape.layers, shape.vocabulary, shape.size, shape.whole) == (2, 270, 4, False)
     assert budgets.shape_of(tiny_model("gpt2").bfloat16()).size == 2
     assert budgets.shape_of(tiny_model("gpt2")).widest == 128, "its inner width has no own name"
+
+
+def test_the_widest_matrix_is_known_where_weights_are_sharded(
+    tiny_model: Callable[..., PreTrainedModel],
+) -> None:
+    model = tiny_model("llama")
+    whole = budgets.shape_of(model)
+    for part in model.modules():
+        if isinstance(part, nn.Linear) and part is not model.get_output_embeddings():
+            part.weight = nn.Parameter(torch.empty(0))
+    assert budgets.shape_of(model).widest == whole.widest
 
 
 @pytest.mark.parametrize(
