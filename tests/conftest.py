@@ -16,6 +16,7 @@ TOGETHER = ("e2e", "cluster")
 """Folders whose tests share what takes minutes to set up; these begin first."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share the tests out by file, and some folders whole, where several processes run them."""
     for item in items:

@@ -18,6 +18,10 @@ RUNS = recorded()
 HEALTHY = [run for run in RUNS if run.outcome == "healthy"]
 
 
+LEARNED_BY_HEART = "sft-tiny"
+"""SFT on four pairs, over and over: harmed, but by nothing that a verdict is for."""
+
+
 def final(run: Run) -> str:
     return judgements(run)[-1][1].verdict
 
@@ -35,12 +39,22 @@ def test_there_are_sixteen_runs_of_every_kind() -> None:
 @pytest.mark.parametrize("run", RUNS, ids=names(RUNS))
 def test_only_a_squeeze_that_healed_alarms_a_healthy_run(run: Run) -> None:
     alarmed = any(judged.verdict in SICK for _, judged in judgements(run))
-    assert alarmed == (run.turn is not None or run.name == "sppo-squeeze")
+    turned = run.turn is not None and run.name != LEARNED_BY_HEART
+    assert alarmed == (turned or run.name == "sppo-squeeze")
 
 
 @pytest.mark.parametrize("run", RUNS, ids=names(RUNS))
 def test_the_final_verdict_is_sick_where_held_out_behaviour_turned(run: Run) -> None:
-    assert (final(run) in SICK) == (run.turn is not None)
+    turned = run.turn is not None and run.name != LEARNED_BY_HEART
+    assert (final(run) in SICK) == turned
+
+
+def test_answers_learned_by_heart_press_on_other_prompts_early() -> None:
+    run = next(run for run in RUNS if run.name == LEARNED_BY_HEART)
+    on = [step for step, judged in judgements(run) if judged.alarms["hallucination_pressure"].on]
+    assert on[0] == 8
+    assert run.turn is not None
+    assert on[0] < run.turn
 
 
 @pytest.mark.parametrize("run", RUNS, ids=names(RUNS))

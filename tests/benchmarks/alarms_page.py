@@ -45,9 +45,12 @@ more of their n-grams; it *turned* at the first look (every fourth step) from wh
 so. These runs are small and of one model: they check the sizes, they do not promise them for yours.
 
 The aim: an alarm on every harmed run, none on a healthy one, and a median lead of a fifth of the
-run. With the sizes as shipped every harmed run is alarmed. One healthy run is too: `sppo-squeeze`
-squeezed for a while (held-out chosen had lost 0.22 nats at step 8) and recovered by itself. The
-lead is not reached: the alarm comes at about the look at which held-out answers turn.
+run. With the sizes as shipped every harmed preference or RL run and every diverging one is alarmed.
+`sft-tiny` gets no verdict: it is SFT that learned four pairs by heart until held-out answers fell,
+and no verdict is for that; its alarm `hallucination_pressure` was on from step 8. One healthy run
+is alarmed: `sppo-squeeze` squeezed for a while (held-out chosen had lost 0.22 nats at step 8) and
+recovered by itself. The lead is not reached: the alarm comes at about the look at which held-out
+answers turn.
 
 ![When each run turned and when its alarm came](pictures/alarms.png)
 
