@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -51,6 +52,7 @@ TWO = {
     **{f"{wrap}, alone": {"wrap": wrap, **OWN, "watched": False} for wrap in BIT_IDENTICAL},
     **{f"{w}, {f}": {"wrap": w, **OWN, "fault": FAULTS[f]} for w in FAULTY for f in FAULTS},
     "to be resumed": {"wrap": "fsdp2", "steps": 4},
+    "to be stopped": {"wrap": "fsdp2", "on_alarm": "stop", "loss": math.nan},
 }
 THREE = {
     "ddp, three": {"wrap": "ddp"},
@@ -127,6 +129,12 @@ def finite(directory: Path, phase: str = "train") -> int:
     """Probes after the baseline that found something."""
     lines = probes_by_phase(read_record(directory))[phase][1:]
     return sum("chosen_change_nats" in line["signals"] for line in lines)
+
+
+def test_all_ranks_stop_at_the_step_at_which_an_alarm_asks_for_it(trained: Path) -> None:
+    one, other = (facts(trained, "to be stopped", rank)["step"] for rank in range(2))
+    assert one == other < facts(trained, "fsdp2", 0)["step"]
+    assert read_record(trained / "to be stopped")[-1]["reason"] == "stopped"
 
 
 @pytest.mark.parametrize("name", [*WRAPS, "ddp, three", "fsdp2, three", "to be resumed"])

@@ -48,22 +48,27 @@ def train(
     first: int = 0,
     own: bool = False,
     fault: dict[str, Any] | None = None,
+    on_alarm: str = "log",
+    loss: float = 1.0,
     **shape: Any,
 ) -> dict[str, Any]:
     """Train and tell what became of it; probes begin at step ``first``. ``own``: ranks have batches
     and dropout of their own; else all do the same, so that the weights do not depend on how many
-    there are."""
+    there are. ``loss`` is what the gauge is told."""
     model = WRAPS[wrap](made(own, **shape))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     torch.manual_seed(distributed.get_rank() if own else 0)
-    gauge = watch(directory) if watched else None
+    gauge = watch(directory, on_alarm) if watched else None
     with faulty(**fault or {}):
         for step in range(steps + 1):
             if step:
                 learn(model, optimizer, step, own)
             if gauge is not None and step >= first:
-                gauge.step(model, step)
+                gauge.step(model, step, loss=loss)
+            if gauge is not None and gauge.should_stop:
+                break
     return {
+        "step": step,
         "weights": digest(model.state_dict()),
         "optimizer": digest(optimizer.state_dict()["state"]),
         "random": torch.rand(1).item(),
@@ -85,7 +90,7 @@ def made(own: bool, **shape: Any) -> Any:
     return model
 
 
-def watch(directory: Path) -> ForceGauge:
+def watch(directory: Path, on_alarm: str = "log") -> ForceGauge:
     return ForceGauge(
         tiny.probe_set(5),
         tiny.tokenizer(),
@@ -94,6 +99,7 @@ def watch(directory: Path) -> ForceGauge:
         every=EVERY,
         budget=None,
         port=0,
+        on_alarm=on_alarm,
     )
 
 
