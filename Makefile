@@ -82,7 +82,7 @@ bench-scoring: $(VENV)/ready
 	$(BIN)/pip install -q -e '.[bench]'
 	$(BIN)/python -m tests.benchmarks.scoring --results build/scoring.jsonl --page agent
 
-# What the agent costs a training of SmolLM2, timed from outside: 20 minutes on two quiet cores.
+# What the agent costs a training of SmolLM2, timed from outside: 25 minutes on two quiet cores.
 bench-overhead: $(VENV)/ready
 	$(BIN)/python -m tests.benchmarks.overhead -o build/overhead.json
 	$(BIN)/python -m tests.benchmarks.overhead_page build/overhead.json

@@ -1,4 +1,4 @@
-"""What the agent costs a training of SmolLM2, timed from outside; 20 minutes on two quiet cores.
+"""What the agent costs a training of SmolLM2, timed from outside; 25 minutes on two quiet cores.
 
     python -m tests.benchmarks.overhead -o build/overhead.json
     python -m tests.benchmarks.overhead_page build/overhead.json
