@@ -32,7 +32,7 @@ SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
 test: system lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) --cov --cov-report=term:skip-covered
 
-# The chart in a real cluster, beyond what `make test` does: 20 minutes on two quiet cores; figures: build/cluster.json.
+# The chart in a real cluster, beyond what `make test` does: 27 minutes beside other tests; figures: build/cluster.json.
 test-cluster: system
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/helm/cluster -m cluster
 
