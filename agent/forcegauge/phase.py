@@ -6,14 +6,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from forcegauge.alarms import ALARMS, Alarm
 from forcegauge.detectors import Detector, Judgement
 from forcegauge.errors import InputError
-from forcegauge.record import Line
 from forcegauge.rl import rl_signals
 from forcegauge.scores import Scores
 from forcegauge.signals import Summary, signal_noise, signals, summarise, type_noise
+
+if TYPE_CHECKING:
+    from forcegauge.record import Line
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from forcegauge import ForceGaugeCallback
 from forcegauge.record import probes_by_phase, read_record
 from forcegauge.scorer import Scorer
 from tests import tiny
+from tests.agent.ranks.train import digest as of_tensors
 from tests.agent.real_steps import arguments
 
 STEPS = 6
@@ -163,23 +164,9 @@ def callback(directory: Path) -> ForceGaugeCallback:
 
 def digest(trainer: Trainer) -> str:
     """Of weights and optimizer state."""
-    found = hashlib.sha256()
     assert trainer.model is not None
     assert trainer.optimizer is not None
-    for tensor in tensors([trainer.model.state_dict(), trainer.optimizer.state_dict()]):
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
-
-
-def tensors(tree: Any) -> Iterator[torch.Tensor]:
-    if isinstance(tree, torch.Tensor):
-        yield tree
-    elif isinstance(tree, dict):
-        for value in tree.values():
-            yield from tensors(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from tensors(value)
+    return of_tensors([trainer.model.state_dict(), trainer.optimizer.state_dict()])
 
 
 def run(trainer: Trainer, watcher: ForceGaugeCallback | None, resume: str | None = None) -> Any:

@@ -207,6 +207,9 @@ def tensors(tree: Any) -> Iterator[torch.Tensor]:
     elif isinstance(tree, dict):
         for value in tree.values():
             yield from tensors(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from tensors(value)
 
 
 if __name__ == "__main__":
