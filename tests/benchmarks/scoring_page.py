@@ -57,32 +57,46 @@ TYPICAL, LONG, LARGE, SHORT_WEIGHTS = (
     ("qwen", "typical", "float32"),
     ("smollm2", "typical", "bfloat16"),
 )
-GOALS: list[tuple[str, tuple[str, str, str], str, float, Measure]] = [
-    ("times the authors' way, typical", TYPICAL, "≥", 3.3, lambda c: times(c, "authors")),
-    ("times the authors' way, long prompts", LONG, "≥", 6.0, lambda c: times(c, "authors")),
-    ("times the authors' way, 152k vocabulary", LARGE, "≥", 4.0, lambda c: times(c, "authors")),
-    ("times the authors' way, bfloat16", SHORT_WEIGHTS, "≥", 5.5, lambda c: times(c, "authors")),
-    ("share of the floor of products", TYPICAL, "≥", 0.8, lambda c: times(c, "matrix products")),
+BEHIND = [
+    ("times the authors' way, typical", TYPICAL, 3.3),
+    ("times the authors' way, long prompts", LONG, 6.0),
+    ("times the authors' way, 152k vocabulary", LARGE, 4.0),
+    ("times the authors' way, bfloat16", SHORT_WEIGHTS, 5.5),
+]
+OTHER_GOALS: list[tuple[str, str, float, Measure]] = [
+    ("share of the floor of products, typical", "≥", 0.8, lambda c: times(c, "matrix products")),
     (
-        "peak memory, share of the authors'",
-        TYPICAL,
+        "peak memory, share of the authors', typical",
         "≤",
         0.25,
         lambda c: peak(c, "shared") / peak(c, "authors"),
     ),
 ]
+GOAL_HEADER = ("goal", "wanted", "measured", "bare forward", "floor", "reached")
 
 
-def goal_rows(cases: Sequence[Case]) -> list[tuple[str, str, str, str]]:
-    """Each goal whose case was run: what, wanted, measured, whether it is reached."""
+def goal_rows(cases: Sequence[Case]) -> list[tuple[str, ...]]:
+    """Each goal whose case was run: what, wanted, measured, the same for the bare forward and for
+    the floor of products, whether it is reached."""
     found = {(case["model"], case["shape"], case["dtype"]): case for case in cases}
     rows = []
-    for what, key, sign, wanted, measure in GOALS:
+    for what, key, wanted in BEHIND:
         if key in found:
-            value = measure(found[key])
+            behind = seconds(found[key], "authors")
+            ways = ("shared", "bare forward", "matrix products")
+            measured = [behind / seconds(found[key], way) for way in ways]
+            reached = measured[0] >= wanted
+            rows.append((what, f"≥ {wanted:g}", *(f"{x:.2f}" for x in measured), _word(reached)))
+    for what, sign, wanted, measure in OTHER_GOALS:
+        if TYPICAL in found:
+            value = measure(found[TYPICAL])
             reached = value >= wanted if sign == "≥" else value <= wanted
-            rows.append((what, f"{sign} {wanted:g}", f"{value:.2f}", "yes" if reached else "no"))
+            rows.append((what, f"{sign} {wanted:g}", f"{value:.2f}", "", "", _word(reached)))
     return rows
+
+
+def _word(reached: bool) -> str:
+    return "yes" if reached else "no"
 
 
 def case_table(case: Case) -> str:
@@ -121,7 +135,8 @@ def shares_table(cases: Sequence[Case]) -> str:
 
 def rendered(cases: Sequence[Case]) -> str:
     """The page as Markdown."""
-    goals = "\n".join(f"| {' | '.join(row)} |" for row in goal_rows(cases))
+    rows = [GOAL_HEADER, ("---", "--:", "--:", "--:", "--:", "---"), *goal_rows(cases)]
+    goals = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     first = cases[0]
     tables = "\n\n".join(case_table(case) for case in cases)
     return f"""# What scoring costs
@@ -134,9 +149,13 @@ fastest on a few responses ("tried").
 
 ![Time of each way as a multiple of ours](pictures/scoring.png)
 
-| goal | wanted | measured | reached |
-|---|--:|--:|---|
 {goals}
+
+*Bare forward* and *floor*: what would have been measured if ours took no longer than the model's \
+own forward of the same tokens without any statistic, or than its products with weights alone, at \
+the rate of this processor. A goal above the first is out of reach for any scoring that leaves \
+the model's forward as it is, one above the second for any at all. All of them depend on how much \
+slower a processor is at the authors' passes over memory than at products.
 
 ## Cases
 
