@@ -19,6 +19,7 @@ NOISE_MULTIPLE = 5.0
 PEAKED_MASS = 0.9
 PEAKED_MULTIPLE = 10.0
 HALF = 0.5
+WINDOWS = ("mean", "prefix")
 QUANTILES = {"q10": 0.1, "q50": 0.5, "q90": 0.9}
 PUSHED_CONTEXTS = ("rejected", *UNTRAINED_NATURAL)
 MASS_PARTS = ("target", "argmax", "rest")
@@ -126,22 +127,49 @@ def squeeze_index(scores: Scores, baseline: Scores, window: str) -> float:
 def squeeze_excess(scores: Scores, baseline: Scores, window: str) -> float:
     """The squeeze index beyond what a mere sharpening of every distribution explains.
 
-    Sharpening z -> s z multiplies every gap max z - z_y by the same s, so the smallest growth
-    over *all* types bounds s from above; (s - 1) times the baseline's gap is taken off.
+    Sharpening z -> s z adds (s - 1) times the baseline's gap, which is taken off for the largest s
+    that all types allow.
     """
-    growth = [
-        later / start
-        for t in scores.types
-        if (start := _mean(_gap(baseline, window, t))) > SIZE_FLOOR_NATS
-        and np.isfinite(later := _mean(_gap(scores, window, t)))
-    ]
-    sharpening = max(1.0, min(growth, default=1.0))
     starts = np.array([_mean(_gap(baseline, window, t)) for t in _untrained(scores)])
-    return squeeze_index(scores, baseline, window) - (sharpening - 1.0) * _mean(starts)
+    gained = (sharpening(scores, baseline) - 1.0) * _mean(starts)
+    return squeeze_index(scores, baseline, window) - gained
+
+
+def sharpening(scores: Scores, baseline: Scores) -> float:
+    """The largest s, at least 1, with which z -> s z could have led from baseline to scores.
+
+    It multiplies every gap max z - z_y by s. It also raises every argmax log-prob a by at least
+    (1 - 1/s) (a_s + H_s), for da/ds = max z - E_s z = (a_s + H_s) / s falls as s grows: hence
+    s <= (a_s + H_s) / (a_1 + H_s). A squeeze grows all gaps too, but by pushing answers down more
+    than the argmax up, which the second bound sees.
+    """
+    bounds = [
+        bound
+        for t in scores.types
+        for bound in (*_grown_gaps(scores, baseline, t), _grown_argmax(scores, baseline, t))
+        if np.isfinite(bound)
+    ]
+    return max(1.0, min(bounds, default=1.0))
+
+
+def _grown_gaps(scores: Scores, baseline: Scores, response_type: str) -> list[float]:
+    gaps = [[_gap(each, w, response_type) for each in (scores, baseline)] for w in WINDOWS]
+    return [_grown(later, start) for later, start in gaps]
+
+
+def _grown_argmax(scores: Scores, baseline: Scores, response_type: str) -> float:
+    entropy = scores.column("entropy", response_type)
+    later, start = (x.column("argmax_logprob_mean", response_type) for x in (scores, baseline))
+    return _grown(later + entropy, start + entropy)
+
+
+def _grown(later: FloatArray, start: FloatArray) -> float:
+    """Ratio of the means; NaN where the start is too small for one."""
+    return _mean(later) / _mean(start) if _mean(start) > SIZE_FLOOR_NATS else np.nan
 
 
 def _squeeze(scores: Scores, baseline: Scores) -> dict[str, float]:
-    excess = [squeeze_excess(scores, baseline, window) for window in ("mean", "prefix")]
+    excess = [squeeze_excess(scores, baseline, window) for window in WINDOWS]
     return {
         "squeeze_nats": squeeze_index(scores, baseline, "mean"),
         "squeeze_prefix_nats": squeeze_index(scores, baseline, "prefix"),

@@ -473,6 +473,17 @@ def test_without_a_healthy_checkpoint_the_advice_says_so(story: Story) -> None:
     assert checkpoint_words(replace(story, checkpoints=())) == ""
 
 
+def test_of_checkpoints_with_the_same_alarms_the_one_where_they_built_up_is_named(
+    story: Story,
+) -> None:
+    (first,) = (line for line in story.checkpoints if line["step"] == 30)
+    later = {**first, "step": 44, "path": "out/dpo/checkpoint-44", "healthy": False}
+    built = {**first, "healthy": False}
+    assert "checkpoint-30, of step 30" in checkpoint_words(
+        replace(story, checkpoints=(built, later))
+    )
+
+
 def test_a_checkpoint_that_was_written_again_counts_as_it_was_last(story: Story) -> None:
     first = {"kind": "checkpoint", "phase": "dpo", "step": 44, "run": "demo", "path": "out/c"}
     told = tell([{**first, "healthy": True}, {**first, "healthy": False}])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from forcegauge.probes import RESPONSE_TYPES
 from forcegauge.scores import STATISTICS, FloatArray, Scores, TokenScores
 from forcegauge.signals import (
+    sharpening,
     signal_noise,
     signals,
     squeeze_excess,
@@ -16,6 +20,8 @@ from forcegauge.signals import (
     threshold,
     type_noise,
 )
+
+Tokens = npt.NDArray[np.int64]
 
 PROBES = 4
 TYPES = tuple(name for name in RESPONSE_TYPES if name != "greedy")
@@ -117,13 +123,51 @@ def test_a_collapse_of_the_first_tokens_counts_a_probe_as_squeezed() -> None:
     assert found["squeeze_prefix_nats"] == pytest.approx(1.5)
 
 
-def test_mere_sharpening_raises_the_index_but_not_the_excess() -> None:
-    base = scores()
-    gaps = np.linspace(0.3, 4.0, len(TYPES)) * np.ones((PROBES, 1))
-    base = scores(logprob_mean=-1 - gaps)
-    sharper = scores(logprob_mean=-0.5 - 2 * gaps, argmax_logprob_mean=np.full_like(gaps, -0.5))
-    assert squeeze_index(sharper, base, "mean") > 1
-    assert squeeze_excess(sharper, base, "mean") == pytest.approx(0, abs=1e-9)
+def from_logits(logits: FloatArray, targets: Tokens) -> Scores:
+    """Scores of one probe: logits [type, token, vocabulary], targets [type, token]."""
+    logprobs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    target = np.take_along_axis(logprobs, targets[..., None], -1)[..., 0].mean(-1)[None]
+    argmax = logprobs.max(-1).mean(-1)[None]
+    entropy = -(np.exp(logprobs) * logprobs).sum(-1).mean(-1)[None]
+    return scores(
+        logprob_mean=target,
+        logprob_prefix=target,
+        argmax_logprob_mean=argmax,
+        argmax_logprob_prefix=argmax,
+        entropy=entropy,
+    )
+
+
+def distributions(seed: int, spread: float) -> tuple[FloatArray, Tokens]:
+    """Random logits of every type, and its tokens."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, spread, (len(TYPES), 6, 40))
+    return logits, random.integers(0, 40, logits.shape[:2])
+
+
+@given(seed=st.integers(0, 1000), spread=st.floats(0.3, 6), s=st.floats(1, 20))
+def test_mere_sharpening_raises_the_index_but_not_the_excess(
+    seed: int, spread: float, s: float
+) -> None:
+    logits, targets = distributions(seed, spread)
+    base, sharper = from_logits(logits, targets), from_logits(s * logits, targets)
+    assert sharpening(sharper, base) == pytest.approx(s)
+    assert squeeze_index(sharper, base, "mean") >= 0
+    assert squeeze_excess(sharper, base, "mean") == pytest.approx(0, abs=1e-6)
+
+
+@given(seed=st.integers(0, 1000), push=st.floats(0.2, 3))
+def test_a_push_down_that_grows_every_gap_alike_is_no_sharpening(seed: int, push: float) -> None:
+    logits, targets = distributions(seed, 2.0)
+    base = from_logits(logits, targets)
+    gaps = logits.max(-1) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    later = logits.copy()
+    fallen = np.take_along_axis(logits, targets[..., None], -1) - push * gaps[..., None]
+    np.put_along_axis(later, targets[..., None], fallen, -1)
+    found = from_logits(later, targets)
+    assert sharpening(found, base) < 1 + 0.1 * push, "by gaps alone it could be 1 + push"
+    index = squeeze_index(found, base, "mean")
+    assert squeeze_excess(found, base, "mean") > 0.9 * index > 0
 
 
 def test_a_squeeze_keeps_its_excess_when_some_types_do_not_move() -> None:

@@ -115,7 +115,7 @@ def test_since_when_is_told_only_of_what_was_watched(
     for state in states[1:]:
         publish(endpoint, state)
         seen = looked(agent)
-    assert seen.since == 36
+    assert seen.since == 32
 
 
 def test_an_agent_that_goes_is_shown_as_it_was_and_found_again(

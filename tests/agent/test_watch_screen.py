@@ -61,7 +61,7 @@ def test_80_by_24_has_verdict_evidence_advice_courses_alarms_and_cost(
     assert "argmax there       +0.60" in rows
     assert "squeeze index      +2.55" in rows
     assert "force down" in rows
-    assert "Alarms on: squeezing (5 probes), argmax_mass_spike (4 probes)" in rows
+    assert "Alarms on: squeezing (6 probes), argmax_mass_spike (4 probes)" in rows
     assert "displacement 1 of 3" in rows
     assert "A probe takes 0.8 s" in rows
     assert "ended: finished" in rows

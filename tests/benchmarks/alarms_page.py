@@ -13,9 +13,11 @@ from tests.benchmarks.pictures import save_png
 from tests.benchmarks.results import (
     HEADER,
     RUN_HEADER,
+    SPEED_HEADER,
     Result,
     by_harm,
     by_spacing,
+    by_speed,
     confusion,
     per_run,
 )
@@ -36,11 +38,11 @@ running as its streak says, and off after as many quiet ones. A size in nats is 
 
 CALIBRATION = f"""## On recorded finetunes
 
-{{count}} short finetunes of SmolLM2-135M-Instruct (batches of 4 pairs, 24 or 32 optimizer steps, a
+{{count}} short finetunes of SmolLM2-135M-Instruct (batches of 4 pairs, 24 to 64 optimizer steps, a
 probe of 8 prompts x 12 types every second step): losses, learning rates, seeds, data. What became
 of each was read from *other* prompts that no probe and no detector sees: a run is **harmed** when
-held-out chosen answers end more than {HARM_NATS:g} nats per token below their start (the middle of
-the largest gap between the outcomes), **repeating** when greedy outputs there repeat {REPEATS:.0%}
+held-out chosen answers end more than {HARM_NATS:g} nats per token below their start (between
+0.12 and 0.27, where no run ends), **repeating** when greedy outputs there repeat {REPEATS:.0%}
 more of their n-grams; it *turned* at the first look (every fourth step) from which on that stays
 so. These runs are small and of one model: they check the sizes, they do not promise them for yours.
 
@@ -49,12 +51,22 @@ run. With the sizes as shipped every harmed preference or RL run and every diver
 `sft-tiny` gets no verdict: it is SFT that learned four pairs by heart until held-out answers fell,
 and no verdict is for that; its alarm `hallucination_pressure` was on from step 8. One healthy run
 is alarmed: `sppo-squeeze` squeezed for a while (held-out chosen had lost 0.22 nats at step 8) and
-recovered by itself. The lead is not reached: the alarm comes at about the look at which held-out
-answers turn.
+recovered by itself. The lead is not reached: in quick runs the alarm comes at the look at which
+held-out answers turn; in slow ones it comes first.
 
 ![When each run turned and when its alarm came](pictures/alarms.png)
 
 """
+
+SPEED = """## Quick and slow harm
+
+An alarm takes three probes running. A run that turns within a dozen steps is at its fourth to
+seventh probe by then, and the alarm comes with the harm; in one that is ruined slowly it has time
+to come first (in `dpo-slow` 22 of 64 steps).
+
+"""
+
+QUICK = 12
 
 HARM = """## With another size of harm
 
@@ -63,7 +75,7 @@ deep harm by more, and what is only a shallow one then counts as a healthy run t
 
 """
 
-HARM_SIZES = (0.25, 0.5, 0.7)
+HARM_SIZES = (0.2, 0.25, 0.5, 0.7)
 
 SPACING = """## With fewer probes
 
@@ -103,6 +115,8 @@ def page(runs: Sequence[Run], found: Sequence[Result]) -> str:
         table(RUN_HEADER, per_run(found[0])),
         COMPARISON,
         table((*HEADER, "median lead"), confusion(found)),
+        SPEED,
+        table(SPEED_HEADER, by_speed(found[0].calls, QUICK)),
         HARM,
         table(("harm from", *HEADER[1:], "median lead"), by_harm(runs, HARM_SIZES)),
         SPACING,

@@ -81,6 +81,12 @@ FINETUNES = (
     Finetune("sft-1", "base", "sft", 5e-5, seed=1),
     Finetune("dpo-gentle-1", "sft", "dpo", 5e-6, seed=1),
     Finetune("dpo-base", "base", "dpo", 1e-5),
+    Finetune("dpo-slow", "sft", "dpo", 5e-6, steps=64),
+    Finetune("grpo-both-slow", "both", "grpo", 5e-6, steps=64),
+    Finetune("dpo-both-slow", "both", "dpo", 1e-5, steps=56),
+    Finetune("grpo-slow", "sft", "grpo", 5e-6, steps=64),
+    Finetune("sft-slow", "base", "sft", 1e-5, steps=64),
+    Finetune("ipo-slow", "sft", "ipo", 1e-5, steps=48),
 )
 
 

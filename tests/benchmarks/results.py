@@ -108,6 +108,26 @@ def by_spacing(runs: Sequence[Run], kept: Sequence[int]) -> list[tuple[str, ...]
     return rows
 
 
+SPEED_HEADER = ("turned", "harmed", "alarmed", "median lead", "alarm at, of the steps to the turn")
+
+
+def by_speed(calls: Sequence[Call], quick: int) -> list[tuple[str, ...]]:
+    """Harmed runs that turned within ``quick`` steps, and those that took longer."""
+    turned = [(call, call.run.turn) for call in calls if call.run.turn is not None]
+    sides = (f"by step {quick}", True), ("later", False)
+    return [
+        (name, *_pace([(c, turn) for c, turn in turned if (turn <= quick) == side]))
+        for name, side in sides
+    ]
+
+
+def _pace(calls: Sequence[tuple[Call, int]]) -> tuple[str, ...]:
+    alarmed = [(call, call.alarm / turn) for call, turn in calls if call.alarm is not None]
+    lead = statistics.median(call.lead or 0.0 for call, _ in alarmed)
+    share = statistics.median(share for _, share in alarmed)
+    return str(len(calls)), str(len(alarmed)), f"{lead:+.0%}", f"{share:.0%}"
+
+
 def _drift_lead(run: Run) -> float | None:
     """Share of the run between the drift's beginning, as the first alarm has it, and the turn."""
     first = next(sick(run), None)

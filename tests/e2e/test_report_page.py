@@ -235,6 +235,7 @@ def test_its_numbers_are_in_a_table_too(browser: Any, moved_report: Path) -> Non
     page = visit(browser, moved_report, viewport=DESKTOP).page
     numbers = opened(page).locator(".numbers").first
     numbers.locator("summary").press("Enter")
+    numbers.locator("tbody tr").last.wait_for()
     assert numbers.locator("tbody tr").count() == 24
     assert "→" in numbers.locator("tbody tr").first.inner_text()
     page.context.close()

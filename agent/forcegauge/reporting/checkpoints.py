@@ -18,15 +18,16 @@ def last_healthy(story: Story) -> Line | None:
 def checkpoint_words(story: Story) -> str:
     """Which checkpoint is the last healthy one; empty where the record knows of none at all.
 
-    Where none is, the latest with the fewest alarms is named with them: an SFT that pulls up other
-    answers is no reason to throw it away.
+    Where none is, the one with the fewest alarms is named with them (of equals, that where most were
+    only building up, then the latest): an SFT that pulls up other answers is no reason to throw it
+    away.
     """
     if not story.checkpoints:
         return ""
     line = last_healthy(story)
     if line is not None:
         return f"The last healthy checkpoint is {line.get('path')}, of step {line['step']}."
-    least = min(reversed(story.checkpoints), key=lambda row: len(alarms_at(story, row)))
+    least = min(reversed(story.checkpoints), key=lambda row: _severity(story, row))
     names = " and ".join(alarms_at(story, least)) or "an alarm"
     return (
         "No checkpoint is free of alarms. The one with the fewest is "
@@ -42,9 +43,18 @@ def _built(alarm: Alarm, checkpoint: Line) -> bool:
 
 def alarms_at(story: Story, checkpoint: Line) -> list[str]:
     """Names of the alarms that were on, or building up, when a checkpoint was saved."""
+    return [alarm.name for alarm in _present(story, checkpoint)]
+
+
+def _severity(story: Story, checkpoint: Line) -> tuple[int, int]:
+    present = _present(story, checkpoint)
+    return len(present), sum(alarm.on <= checkpoint["step"] for alarm in present)
+
+
+def _present(story: Story, checkpoint: Line) -> list[Alarm]:
     step, phase = checkpoint["step"], checkpoint["phase"]
     mine = [alarm for alarm in story.alarms if alarm.phase == phase]
-    return [alarm.name for alarm in mine if _began(alarm) <= step < _ended(alarm)]
+    return [alarm for alarm in mine if _began(alarm) <= step < _ended(alarm)]
 
 
 def _began(alarm: Alarm) -> float:
