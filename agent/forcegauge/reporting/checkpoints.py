@@ -18,9 +18,9 @@ def last_healthy(story: Story) -> Line | None:
 def checkpoint_words(story: Story) -> str:
     """Which checkpoint is the last healthy one; empty where the record knows of none at all.
 
-    Where none is, the one with the fewest alarms is named with them (of equals, that where most were
-    only building up, then the latest): an SFT that pulls up other answers is no reason to throw it
-    away.
+    Where none is, the one with the fewest alarms is named with them (of equals, the one where most
+    were only building up, then the latest): an SFT that pulls up other answers is no reason to
+    throw it away.
     """
     if not story.checkpoints:
         return ""
