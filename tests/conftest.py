@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 # before anything imports Triton: its kernels then run on the CPU
 os.environ["TRITON_INTERPRET"] = "1"
+# a shell that runs the tests in the background ignores interrupts, and so would all they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 TOGETHER = ("e2e", "cluster")
