@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,6 +109,23 @@ class Cluster:
         place = ("-a", str(self.folder / "containerd.sock"), "-n", "k8s.io")
         return self.run("ctr", *place, *arguments)
 
+    def keep_images(self) -> None:
+        """Run the kubelet anew so that it removes no image, however full the disk is: there is no
+        registry to fetch one from again."""
+        (known,) = (
+            line for line in (self.folder / "pids").read_text().splitlines() if "kubelet" in line
+        )
+        pid = known.split()[0]
+        command = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+        with (self.folder / "kubelet.yaml").open("a") as settings:
+            settings.write("imageGCHighThresholdPercent: 100\n")
+        os.kill(int(pid), signal.SIGTERM)
+        eventually(lambda: not Path(f"/proc/{pid}").exists(), "the kubelet has ended", 30)
+        start = 'cd "$0"; setsid "$@" >> kubelet.log 2>&1 < /dev/null & echo $!'
+        began = self.run("sh", "-c", start, str(self.folder), *command).strip()
+        pids = (self.folder / "pids").read_text().replace(known, f"{began} kubelet")
+        (self.folder / "pids").write_text(pids)
+
     @contextmanager
     def namespace(self, name: str) -> Iterator[str]:
         """A namespace that enforces the restricted Pod Security Standard, until the block ends."""
@@ -156,6 +174,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         )
     try:
         made.tool("up")
+        made.keep_images()
         yield made
     finally:
         assert keeper.stdin is not None
