@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forcegauge.probes import RESPONSE_TYPES
@@ -145,6 +145,7 @@ def distributions(seed: int, spread: float) -> tuple[FloatArray, Tokens]:
     return logits, random.integers(0, 40, logits.shape[:2])
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 1000), spread=st.floats(0.3, 6), s=st.floats(1, 20))
 def test_mere_sharpening_raises_the_index_but_not_the_excess(
     seed: int, spread: float, s: float
@@ -156,6 +157,7 @@ def test_mere_sharpening_raises_the_index_but_not_the_excess(
     assert squeeze_excess(sharper, base, "mean") == pytest.approx(0, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 1000), push=st.floats(0.2, 3))
 def test_a_push_down_that_grows_every_gap_alike_is_no_sharpening(seed: int, push: float) -> None:
     logits, targets = distributions(seed, 2.0)

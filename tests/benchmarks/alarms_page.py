@@ -51,8 +51,8 @@ run. With the sizes as shipped every harmed preference or RL run and every diver
 `sft-tiny` gets no verdict: it is SFT that learned four pairs by heart until held-out answers fell,
 and no verdict is for that; its alarm `hallucination_pressure` was on from step 8. One healthy run
 is alarmed: `sppo-squeeze` squeezed for a while (held-out chosen had lost 0.22 nats at step 8) and
-recovered by itself. The lead is not reached: in quick runs the alarm comes at the look at which
-held-out answers turn; in slow ones it comes first.
+recovered by itself. The lead is not reached: in quick runs the alarm comes at about the look at
+which held-out answers turn; in slow ones it mostly comes first.
 
 ![When each run turned and when its alarm came](pictures/alarms.png)
 
@@ -60,7 +60,7 @@ held-out answers turn; in slow ones it comes first.
 
 SPEED = """## Quick and slow harm
 
-An alarm takes three probes running. A run that turns within a dozen steps is at its fourth to
+An alarm takes three probes running. A run that turns within a dozen steps is at its third to
 seventh probe by then, and the alarm comes with the harm; in one that is ruined slowly it has time
 to come first (in `dpo-slow` 22 of 64 steps).
 

@@ -15,8 +15,8 @@ from typing import Any
 RECORDS = Path(__file__).with_name("records")
 
 HARM_NATS = 0.25
-"""Nats per token that held-out chosen answers lose in a harmed run. Set by the outcomes alone:
-in their largest gap (the runs end at +1.04 .. -0.12, then at -0.27 .. -18.5)."""
+"""Nats per token that held-out chosen answers lose in a harmed run. Set by the outcomes alone and
+before the slow runs were recorded: no run ends between -0.12 and -0.27."""
 REPEATS = 0.3
 """Share of repeated n-grams in greedy outputs on held-out prompts of a repeating run."""
 

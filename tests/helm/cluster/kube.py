@@ -120,7 +120,7 @@ class Cluster:
         with (self.folder / "kubelet.yaml").open("a") as settings:
             settings.write("imageGCHighThresholdPercent: 100\n")
         os.kill(int(pid), signal.SIGTERM)
-        eventually(lambda: not Path(f"/proc/{pid}").exists(), "the kubelet has ended", 30)
+        eventually(lambda: not _runs(pid), "the kubelet has ended", 30)
         start = 'cd "$0"; setsid "$@" >> kubelet.log 2>&1 < /dev/null & echo $!'
         began = self.run("sh", "-c", start, str(self.folder), *command).strip()
         pids = (self.folder / "pids").read_text().replace(known, f"{began} kubelet")
@@ -160,6 +160,14 @@ class Cluster:
         selector = ",".join(f"{name}={value}" for name, value in labels.items())
         found = self.get("pods", "-n", namespace, "-l", selector)
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process is there and more than a zombie, which has no command line."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
