@@ -81,7 +81,7 @@ def add_chores(app: Celery, settings: Settings, store: Store) -> None:
 def _schedule(app: Celery, chores: dict[Callable[[], None], float]) -> None:
     schedule = {}
     for chore, every in chores.items():
-        task = app.task(chore, name=f"forcegauge.{chore.__name__}")
+        task = app.task(chore, name=f"forcegauge.{chore.__name__}", shared=False)
         schedule[chore.__name__] = {"task": task.name, "schedule": every}
     app.conf.update(beat_scheduler=Chores, beat_schedule=schedule)
 

@@ -107,6 +107,7 @@ def add_tasks(app: Celery, crew: Crew) -> None:
         task = app.task(
             work,
             name=f"forcegauge.{work.__name__}",
+            shared=False,
             base=SnapshotTask,
             autoretry_for=(Exception,),
             dont_autoretry_for=(InputError, Reject, TypeError),
@@ -115,7 +116,7 @@ def add_tasks(app: Celery, crew: Crew) -> None:
             retry_jitter=True,
         )
         task.crew = crew
-    app.task(crew.score, name="forcegauge.score")
+    app.task(crew.score, name="forcegauge.score", shared=False)
 
 
 class Crew:

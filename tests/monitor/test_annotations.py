@@ -249,6 +249,14 @@ def test_beat_annotates_where_a_grafana_is_named_and_only_there(
         assert ("annotate" in app.conf.beat_schedule) is expected
 
 
+def test_the_chores_of_an_application_are_no_other_ones(store: Store, settings: Settings) -> None:
+    annotating, other = Celery(set_as_current=False), Celery(set_as_current=False)
+    add_chores(annotating, settings, store)
+    add_chores(other, Settings(), store)
+    assert "forcegauge.annotate" in annotating.tasks
+    assert "forcegauge.annotate" not in other.tasks
+
+
 def test_a_missing_token_is_said_and_stops_nothing(
     store: Store, double: tuple[Double, str], caplog: pytest.LogCaptureFixture
 ) -> None:
