@@ -24,6 +24,7 @@ from tests.servers import fetch, redis_server, served, wait_for
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(client, "LONGEST_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(client, "_JOINED", {})
 
 
 asked: list[Snapshot] = []
