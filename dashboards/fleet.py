@@ -94,11 +94,12 @@ def _table() -> Panel:
             "sort. A run that has ended keeps its last values; one whose process Prometheus did "
             "not see in this time has the verdict that the monitor was told. **Trains**: "
             "Prometheus hears of it now and it has not ended. **Sick since step** "
-            "is the first probe after the last healthy one. **Worst alarm** is the one that has "
+            "is where it began, as its agent tells. **Worst alarm** is the one that has "
             "held longest, as a multiple of the probes it needs (1 or more: it is on); one that "
             "only informs stands back behind others that are on.",
             *("run_state", "monitor_run_state", "alarm_streak", "alarm_streak_needed"),
-            *("squeeze_nats", "probe_step", "probe_timestamp_seconds", "run_active"),
+            *("squeeze_nats", "verdict_since_step", "probe_step", "probe_timestamp_seconds"),
+            "run_active",
         ),
         24,
         13,

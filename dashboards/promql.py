@@ -118,10 +118,11 @@ def last_healthy_step(scope: str, at_end: str = "") -> str:
 
 
 def sick_since_step(scope: str) -> str:
-    """The step of the first probe after the last healthy one, of runs that are sick now."""
-    step, well = series("probe_step", scope), last_healthy_step(scope, " @ end()")
-    after = f"min_over_time(({step} > on ({GROUP}) group_left () {well}){WINDOW})"
-    first = f"min_over_time({step}[$__range]) unless on ({GROUP}) {last_healthy_step(scope)}"
+    """Where it began, of runs that are sick now: of the verdicts after the last healthy one."""
+    since, well = series("verdict_since_step", scope), last_healthy_step(scope, " @ end()")
+    sick = f"{series('probe_step', scope)} > on ({GROUP}) group_left () {well}"
+    after = f"min_over_time(({since} and on ({GROUP}, instance) ({sick})){WINDOW})"
+    first = f"min_over_time({since}[$__range]) unless on ({GROUP}) {last_healthy_step(scope)}"
     return f"min by ({GROUP}) ({after} or ({first})) and on ({GROUP}) ({verdict(scope)} >= 2)"
 
 

@@ -107,16 +107,16 @@ def _answer() -> list[Panel]:
 
 def _sick_frame() -> Frame:
     text = (
-        "The step of the first probe after the last healthy one, within the chosen time; a "
-        "verdict takes several probes running, so the cause began some probes earlier."
+        "Where it began, as the agent tells with its verdict: some probes before that was certain. "
+        "Of several verdicts since the last healthy probe within the chosen time, the first."
     )
-    return Frame("Sick since step", about(text, "probe_step", "run_state"), 4, 4)
+    return Frame("Sick since step", about(text, "verdict_since_step", "run_state"), 4, 4)
 
 
 def _healthy_frame() -> Frame:
     text = (
         "The last probe that was warming or learning. The next verdict took several probes "
-        "running, so go back to a checkpoint some probes before it."
+        "running: a checkpoint to go back to is one from before **Sick since step**."
     )
     return Frame("Last healthy step", about(text, "probe_step", "run_state"), 4, 4)
 

@@ -67,6 +67,12 @@ _RUN = (
         "the first that holds of collapsed, diverging, squeezing, warming, learning",
         "state",
     ),
+    _gauge(
+        "verdict_since_step",
+        "steps",
+        "The step at which what the verdict names began, often some probes before it was certain.",
+        "alarm_since_step of the alarm that leads, or the first probe with this verdict",
+    ),
 )
 
 _PROGRESS = (
@@ -364,6 +370,13 @@ _ALARMS = (
         "probes",
         "How many probes running switch the alarm on.",
         "alarm_streak >= alarm_streak_needed: the alarm is on",
+        "alarm",
+    ),
+    _gauge(
+        "alarm_since_step",
+        "steps",
+        "The step at which the drift began that an alarm is about, while its conditions hold.",
+        "the probe at which a CUSUM of alarm_value / alarm_threshold last left 0",
         "alarm",
     ),
 )

@@ -54,6 +54,7 @@ class RunState:
     version: str = ""
     active: bool = True
     verdict: str = "warming"
+    since_step: int | None = None
     train_step: int | None = None
     probe_step: int | None = None
     probe_timestamp: float | None = None
@@ -115,6 +116,7 @@ def _run(state: RunState) -> Iterator[Reading]:
     yield "run_active", (), state.active
     for verdict in {**dict.fromkeys(LABEL_VALUES["state"]), state.verdict: None}:
         yield "run_state", (verdict,), verdict == state.verdict
+    yield "verdict_since_step", (), state.since_step
     yield "train_step", (), state.train_step
     yield "probe_step", (), state.probe_step
     yield "probe_timestamp_seconds", (), state.probe_timestamp
@@ -170,6 +172,7 @@ def _alarms(state: RunState) -> Iterator[Reading]:
         yield "alarm_threshold", (name,), alarm.threshold
         yield "alarm_streak", (name,), alarm.streak
         yield "alarm_streak_needed", (name,), alarm.needed
+        yield "alarm_since_step", (name,), alarm.since_step
 
 
 class RunCollector(Collector):

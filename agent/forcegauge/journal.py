@@ -264,6 +264,7 @@ class Journal:
         self.show(
             **start,
             verdict=found.judgement.verdict,
+            since_step=found.judgement.since_step,
             probe_step=found.step,
             probe_timestamp=now,
             probe_duration=seconds,

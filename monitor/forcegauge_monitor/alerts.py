@@ -92,6 +92,7 @@ def _figures(row: Alarm) -> dict[str, Figure]:
         "threshold": Figure("forcegauge_alarm_threshold", matchers, form),
         "streak": Figure("forcegauge_alarm_streak", matchers),
         "needed": Figure("forcegauge_alarm_streak_needed", matchers),
+        "since": Figure("forcegauge_alarm_since_step", matchers),
         "step": Figure("forcegauge_probe_step"),
     }
 
@@ -103,7 +104,7 @@ def _numbers(row: Alarm) -> str:
     otherwise = ", or scores or losses are not finite" if row.or_else else ""
     return (
         f"{{run}} at step {{step}}: {numbers}{otherwise}, for {{streak}} probes running "
-        f"({{needed}} are needed). {row.meaning} {row.advice}"
+        f"({{needed}} are needed), since step {{since}}. {row.meaning} {row.advice}"
     )
 
 
@@ -154,7 +155,11 @@ def _heard(verdict: str) -> str:
 
 def _collapsed() -> Alert:
     state = held('forcegauge_run_state{state="collapsed"}')
-    figures = {name: Figure("forcegauge_alarm_streak", f'alarm="{name}"') for name in COLLAPSE}
+    streaks = {name: Figure("forcegauge_alarm_streak", f'alarm="{name}"') for name in COLLAPSE}
+    steps = {
+        "since": Figure("forcegauge_verdict_since_step"),
+        "step": Figure("forcegauge_probe_step"),
+    }
     advice = "Stop the run and go back to the last healthy checkpoint; its record names it."
     return Alert(
         "ForceGaugeCollapsed",
@@ -163,10 +168,10 @@ def _collapsed() -> Alert:
         "The verdict is `collapsed`: `repeater`, `entropy_collapse` or `eos_loss` is on together "
         f"with squeezing or diverging, or alone for twice its streak. {UNTIL}{HEARD_TOO}",
         f"{_of_a_run(f'{state} == 1')}\nor\n{_heard('collapsed')}",
-        "{run} has collapsed, seen at step {step}. Probes running with repeated outputs: "
+        "{run} has collapsed since step {since}, seen at step {step}. Probes running with repeated outputs: "
         "{repeater}, with lost entropy: {entropy_collapse}, without an end of answers: "
         f"{{eos_loss}}. {advice}",
-        {**figures, "step": Figure("forcegauge_probe_step")},
+        {**streaks, **steps},
         known="step",
         unknown=f"{{run}} has collapsed. {UNHEARD} {advice}",
         keep="1h",

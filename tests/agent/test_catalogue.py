@@ -60,7 +60,12 @@ CONTRACT = {
     "alarm_streak_needed{alarm}",
 }
 
-BESIDE_SCORES = {"reference_change_nats{response_type}", "probes_scored"}
+BESIDE_SCORES = {
+    "reference_change_nats{response_type}",
+    "probes_scored",
+    "verdict_since_step",
+    "alarm_since_step{alarm}",
+}
 
 BESIDE_CONTRACT = {
     "top_mass_ratio{response_type}",

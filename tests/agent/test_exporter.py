@@ -62,6 +62,7 @@ def _complete(run: str = "demo") -> RunState:
         probe_hash="0123456789abcdef",
         version="0.1.0",
         verdict="squeezing",
+        since_step=90,
         train_step=120,
         probe_step=110,
         probe_timestamp=1790000000.5,
@@ -74,7 +75,7 @@ def _complete(run: str = "demo") -> RunState:
         noise=dict.fromkeys(RESPONSE_TYPES, 0.05),
         signals=signals | {f"mass_{part}_ratio": 0.3 for part in LABEL_VALUES["part"]},
         forces={"force_up_norm": 1.0, "force_down_norm": 2.0, "valley_force_ratio": 0.5},
-        alarms={name: AlarmState(name, 0.7, 0.5, 2, 3) for name in LABEL_VALUES["alarm"]},
+        alarms={name: AlarmState(name, 0.7, 0.5, 2, 3, since_step=90) for name in LABEL_VALUES["alarm"]},
     )
 
 
@@ -138,6 +139,8 @@ def test_values_come_through(served: Endpoint) -> None:
     assert _value(text, "force_norm", direction="down") == 2.0
     assert _value(text, "alarm_streak", alarm="squeezing") == 2
     assert _value(text, "alarm_streak_needed", alarm="squeezing") == 3
+    assert _value(text, "alarm_since_step", alarm="squeezing") == 90
+    assert _value(text, "verdict_since_step") == 90
     assert _value(text, "probe_timestamp_seconds") == 1790000000.5
     info = {"phase": "dpo", "model": "model", "probe_hash": "0123456789ab", "version": "0.1.0"}
     assert _value(text, "run_info", **info) == 1

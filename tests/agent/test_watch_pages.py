@@ -44,6 +44,7 @@ def _state(probe: Line, baseline: Line, judged: Any) -> RunState:
         "dpo",
         model="SmolLM2-135M-Instruct",
         verdict=judged.verdict,
+        since_step=judged.since_step,
         train_step=probe["step"] + 1,
         probe_step=probe["step"],
         probe_timestamp=probe["time"],
@@ -104,18 +105,14 @@ def test_an_agents_metrics_make_the_view_of_its_record(
     assert (seen.train_step, seen.next_step, seen.overhead) == (45, 48, 0.01)
 
 
-def test_since_when_is_told_only_of_what_was_watched(
+def test_since_when_is_known_also_where_the_watching_began_later(
     recorded: tuple[View, list[RunState]], endpoint: Endpoint
 ) -> None:
-    _, states = recorded
+    view, states = recorded
     publish(endpoint, states[-1])
-    assert looked(Agent(at(endpoint), None)).since is None
-    publish(endpoint, states[0])
-    agent = Agent(at(endpoint), None)
-    for state in states[1:]:
-        publish(endpoint, state)
-        seen = looked(agent)
-    assert seen.since == 32
+    seen = looked(Agent(at(endpoint), None))
+    assert seen.since == view.since
+    assert f"squeezing since {view.since}" in seen.lines[-1][1]
 
 
 def test_an_agent_that_goes_is_shown_as_it_was_and_found_again(

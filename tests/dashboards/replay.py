@@ -167,6 +167,7 @@ def _probed(
     return replace(
         known,
         verdict=judgement.verdict,
+        since_step=judgement.since_step,
         probe_step=step,
         probe_timestamp=now,
         scores=scores,

@@ -84,6 +84,7 @@ class Agent:
         self._state = replace(
             self._state,
             verdict=found.judgement.verdict,
+            since_step=found.judgement.since_step,
             train_step=found.step,
             probe_step=found.step,
             probe_timestamp=time.time(),

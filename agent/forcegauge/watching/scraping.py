@@ -39,21 +39,16 @@ class History:
     """What scrapes saw of one run: one row per probe, evenly thinned when they become many."""
 
     rows: list[tuple[int, Readings]] = field(default_factory=list)
-    verdict: str = ""
-    since: int | None = None
     phase: str = ""
 
     def add(self, readings: Readings) -> None:
         """Take one scrape; only the first of a probe counts."""
         step, phase = int(readings[("probe_step",)]), _info(readings, "phase")
         if phase != self.phase:
-            self.rows, self.phase, self.verdict = [], phase, ""
+            self.rows, self.phase = [], phase
         if self.rows and self.rows[-1][0] == step:
             return
         self.rows = [row for row in self.rows if row[0] < step]
-        if (verdict := _verdict(readings)) != self.verdict:
-            # what held when the watching began may have held for long
-            self.verdict, self.since = verdict, step if self.rows else None
         self.rows.append((step, readings))
         if len(self.rows) > KEPT:
             self.rows = [*self.rows[:-2:2], *self.rows[-2:]]
@@ -142,7 +137,7 @@ def _chosen_run(run: str | None, runs: Mapping[str, Readings], url: str) -> str:
 
 def scraped_view(run: str, latest: Readings, history: History) -> View:
     """A run as its metrics tell of it: no advice beyond the table of alarms, no evidence beyond
-    sizes, and since when only as far as it was watched."""
+    sizes."""
     if not history.rows:
         return View(name=run, phase=_info(latest, "phase"), model=_info(latest, "model"))
     alarms = _alarms(latest)
@@ -158,7 +153,7 @@ def scraped_view(run: str, latest: Readings, history: History) -> View:
         step=steps[-1],
         train_step=int(latest.get(("train_step",), steps[-1])),
         verdict=verdict,
-        since=history.since,
+        since=_since(latest),
         evidence=_evidence(leading),
         advice=alarm(leading.name).advice if leading else ADVICE.get(verdict, ""),
         changes=_changes(history),
@@ -181,6 +176,11 @@ def _info(readings: Readings, label: str) -> str:
 
 def _verdict(readings: Readings) -> str:
     return next((key[1] for key, on in readings.items() if key[0] == "run_state" and on), "")
+
+
+def _since(readings: Readings) -> int | None:
+    since = readings.get(("verdict_since_step",))
+    return None if since is None else int(since)
 
 
 def _leading(verdict: str, on: Mapping[str, AlarmState]) -> AlarmState | None:
@@ -254,7 +254,7 @@ def _line(step: int, readings: Readings) -> str:
     return probe_line(
         step,
         _verdict(readings),
-        None,
+        _since(readings),
         line_signals(readings),
         readings.get(("probe_duration_seconds",)),
         [each.name for each in _alarms(readings) if each.on],

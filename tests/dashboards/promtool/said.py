@@ -28,12 +28,19 @@ NUMBERS = {
 def _alarms() -> dict[str, Said]:
     said = {}
     for row in ALARMS:
-        figures = {"value": 0.93, "threshold": 0.5, "streak": 7, "streak_needed": 3}
+        figures = {
+            "value": 0.93,
+            "threshold": 0.5,
+            "streak": 7,
+            "streak_needed": 3,
+            "since_step": 80,
+        }
         series = {
             named(f"alarm_{name}", AGENT, alarm=row.name): f"{value}x20"
             for name, value in figures.items()
         }
-        text = f"r at step 120: {NUMBERS[row.name]}, for 7 probes running (3 are needed). "
+        text = f"r at step 120: {NUMBERS[row.name]}, for 7 probes running (3 are needed), "
+        text += "since step 80. "
         case = _at("10m", series | _active("20") | {named("probe_step", AGENT): "120x20"})
         said[alert_name(row)] = case, RUN, f"{text}{row.meaning} {row.advice}"
     return said
@@ -51,11 +58,11 @@ def _collapsed() -> Said:
     streaks = {"repeater": 4, "entropy_collapse": 6, "eos_loss": 0}
     series = {named("alarm_streak", AGENT, alarm=name): f"{n}x9" for name, n in streaks.items()}
     series |= {named("run_state", AGENT, state="collapsed"): "1x9"} | _active("9")
-    series |= {named("probe_step", AGENT): "120x9"}
+    series |= {named("verdict_since_step", AGENT): "90x9", named("probe_step", AGENT): "120x9"}
     text = (
-        "r has collapsed, seen at step 120. Probes running with repeated outputs: 4, with lost "
-        "entropy: 6, without an end of answers: 0. Stop the run and go back to the last healthy "
-        "checkpoint; its record names it."
+        "r has collapsed since step 90, seen at step 120. Probes running with repeated outputs: 4, "
+        "with lost entropy: 6, without an end of answers: 0. Stop the run and go back to the last "
+        "healthy checkpoint; its record names it."
     )
     return _at("5m", series), RUN, text
 
