@@ -82,7 +82,8 @@ def _table() -> Panel:
             "A row for each run, the sickest first. Values are of its last probe in this time. "
             "Chosen and rejected: log-probability since the start of the phase; these, margin, "
             "pressure and squeeze are in nats per token.",
-            *("run_state", "probe_step", *names, "hallucination_pressure_nats"),
+            *("run_state", "verdict_since_step", "probe_step", *names),
+            "hallucination_pressure_nats",
             "greedy_repetition_ratio",
         ),
         24,

@@ -110,7 +110,9 @@ def _sick_frame() -> Frame:
         "Where it began, as the agent tells with its verdict: some probes before that was certain. "
         "Of several verdicts since the last healthy probe within the chosen time, the first."
     )
-    return Frame("Sick since step", about(text, "verdict_since_step", "run_state"), 4, 4)
+    return Frame(
+        "Sick since step", about(text, "verdict_since_step", "probe_step", "run_state"), 4, 4
+    )
 
 
 def _healthy_frame() -> Frame:

@@ -168,9 +168,9 @@ def _collapsed() -> Alert:
         "The verdict is `collapsed`: `repeater`, `entropy_collapse` or `eos_loss` is on together "
         f"with squeezing or diverging, or alone for twice its streak. {UNTIL}{HEARD_TOO}",
         f"{_of_a_run(f'{state} == 1')}\nor\n{_heard('collapsed')}",
-        "{run} has collapsed since step {since}, seen at step {step}. Probes running with repeated outputs: "
-        "{repeater}, with lost entropy: {entropy_collapse}, without an end of answers: "
-        f"{{eos_loss}}. {advice}",
+        "{run} has collapsed since step {since}, seen at step {step}. Probes running with "
+        "repeated outputs: {repeater}, with lost entropy: {entropy_collapse}, without an end of "
+        f"answers: {{eos_loss}}. {advice}",
         {**streaks, **steps},
         known="step",
         unknown=f"{{run}} has collapsed. {UNHEARD} {advice}",

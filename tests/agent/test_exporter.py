@@ -75,7 +75,9 @@ def _complete(run: str = "demo") -> RunState:
         noise=dict.fromkeys(RESPONSE_TYPES, 0.05),
         signals=signals | {f"mass_{part}_ratio": 0.3 for part in LABEL_VALUES["part"]},
         forces={"force_up_norm": 1.0, "force_down_norm": 2.0, "valley_force_ratio": 0.5},
-        alarms={name: AlarmState(name, 0.7, 0.5, 2, 3, since_step=90) for name in LABEL_VALUES["alarm"]},
+        alarms={
+            name: AlarmState(name, 0.7, 0.5, 2, 3, since_step=90) for name in LABEL_VALUES["alarm"]
+        },
     )
 
 

@@ -56,18 +56,29 @@ def answer(folder: Path, promql: str, inputs: Inputs, expected: Mapping[str, flo
 
 
 def lived(verdicts: str, *, first: int = 0, more: str = "", instance: str = "a") -> Inputs:
-    """A run whose verdict at each minute is a letter, and whose probe's step grows by ten."""
+    """A run whose verdict at each minute is a letter, and whose probe's step grows by ten.
+
+    What makes it sick begins two probes before the verdict does.
+    """
     labels = f'run="r",instance="{instance}"{more}'
     steps = " ".join("_" if v == "_" else str(first + 10 * n) for n, v in _numbered(verdicts))
     times = " ".join("_" if v == "_" else str(60 * n) for n, v in enumerate(verdicts))
     found = {
         f"forcegauge_probe_step{{{labels}}}": steps,
+        f"forcegauge_verdict_since_step{{{labels}}}": " ".join(_since(verdicts, steps.split())),
         f"forcegauge_probe_timestamp_seconds{{{labels}}}": times,
     }
     for name in VERDICTS:
         held = ("_" if v == "_" else str(int(v == name[0])) for v in verdicts)
         found[f'forcegauge_run_state{{{labels},state="{name}"}}'] = " ".join(held)
     return found
+
+
+def _since(verdicts: str, steps: list[str]) -> Iterator[str]:
+    first = 0
+    for index, letter in enumerate(verdicts):
+        first = first if index and verdicts[index - 1] == letter else index
+        yield steps[max(0, first - 2) if letter in "sdc" else first]
 
 
 def _numbered(verdicts: str) -> Iterator[tuple[int, str]]:
@@ -83,21 +94,19 @@ RESUMED = {
 }
 
 
-def test_a_sick_run_is_sick_since_the_first_probe_after_the_last_healthy_one(
-    tmp_path: Path,
-) -> None:
-    assert not answer(tmp_path, sick_since_step(PLACE), lived(SICK), {RUN: 200})
+def test_a_sick_run_is_sick_since_its_drift_began(tmp_path: Path) -> None:
+    assert not answer(tmp_path, sick_since_step(PLACE), lived(SICK), {RUN: 180})
     assert not answer(tmp_path, last_healthy_step(PLACE), lived(SICK), {RUN: 190})
 
 
 def test_a_relapse_counts_from_its_own_beginning(tmp_path: Path) -> None:
     relapsed = lived("l" * 10 + "s" * 5 + "l" * 10 + "s" * 6)
-    assert not answer(tmp_path, sick_since_step(PLACE), relapsed, {RUN: 250})
+    assert not answer(tmp_path, sick_since_step(PLACE), relapsed, {RUN: 230})
 
 
 def test_a_worse_verdict_does_not_make_the_run_sick_anew(tmp_path: Path) -> None:
     worse = lived("l" * 10 + "s" * 10 + "c" * 11)
-    assert not answer(tmp_path, sick_since_step(PLACE), worse, {RUN: 100})
+    assert not answer(tmp_path, sick_since_step(PLACE), worse, {RUN: 80})
 
 
 def test_a_run_that_was_never_well_is_sick_since_its_first_step(tmp_path: Path) -> None:
@@ -124,7 +133,7 @@ def test_every_verdict_has_its_number(tmp_path: Path) -> None:
 def test_a_run_that_ended_keeps_its_last_verdict(tmp_path: Path) -> None:
     ended = lived("l" * 5 + "s" * 5 + "_" * 21)
     assert not answer(tmp_path, verdict(PLACE), ended, {RUN: 2})
-    assert not answer(tmp_path, sick_since_step(PLACE), ended, {RUN: 50})
+    assert not answer(tmp_path, sick_since_step(PLACE), ended, {RUN: 30})
 
 
 def test_runs_of_one_name_in_two_clusters_are_two(tmp_path: Path) -> None:
