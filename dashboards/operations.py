@@ -18,6 +18,10 @@ LOST = (
     "Runs that trained when Prometheus last heard of them, and of which it hears nothing now: the "
     "process was killed, or cannot be reached."
 )
+BEAT = (
+    "When the monitor's chores were last done, which are due every ten seconds: without them "
+    "folders are not watched and what a dead worker held waits."
+)
 FAILED = "They are not tried again by themselves: `forcegauge monitor requeue`."
 
 
@@ -84,7 +88,7 @@ def _health() -> list[Panel]:
                     "Whether Redis, where the monitor keeps what it knows, answers.",
                     "monitor_store_up",
                 ),
-                6,
+                4,
                 4,
             ),
             Scale("bool_on_off", 0, ((1.0, "green"),), empty="monitor not heard of", base="red"),
@@ -96,23 +100,30 @@ def _health() -> list[Panel]:
             "Workers heard of within a minute; without one no snapshot is made.",
             "monitor_workers",
             workers,
+            5,
+        ),
+        number(
+            Frame("Beat, last at work", about(BEAT, "monitor_beat_timestamp_seconds"), 5, 4),
+            Scale(AGO, None, empty="monitor not heard of"),
+            {"beat": f"max({series('monitor_beat_timestamp_seconds', PLACE)}) * 1000"},
         ),
         _count(
             "Snapshots waiting",
             "Snapshots that no worker has taken yet, in all queues.",
             "monitor_snapshots",
             waiting,
+            5,
         ),
         number(
-            Frame("Failed snapshots", about(FAILED, "monitor_failed_snapshots"), 6, 4),
+            Frame("Failed snapshots", about(FAILED, "monitor_failed_snapshots"), 5, 4),
             bad,
             {"failed": dead},
         ),
     ]
 
 
-def _count(title: str, text: str, name: str, expr: str) -> Panel:
-    frame = Frame(title, about(text, name), 6, 4)
+def _count(title: str, text: str, name: str, expr: str, wide: int = 6) -> Panel:
+    frame = Frame(title, about(text, name), wide, 4)
     return number(frame, Scale("none", 0), {title: f"sum({expr}) or vector(0)"})
 
 

@@ -106,6 +106,12 @@ SERVICE = (
         *("queue", "state"),
     ),
     _metric(
+        "monitor_beat_timestamp_seconds",
+        "seconds",
+        "When a beat last did its chores, in seconds since the Unix epoch.",
+        "Unix time",
+    ),
+    _metric(
         "monitor_requests_total",
         "requests",
         "Answers of this API process since it started, by the class of their status.",

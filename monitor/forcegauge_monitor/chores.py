@@ -52,6 +52,7 @@ def add_chores(app: Celery, settings: Settings, store: Store) -> None:
     """Give the application its chores and their schedule."""
 
     def reap() -> None:
+        store.beat_alive()
         for run in store.reap():
             logger.info("%s sends no heartbeats any more", run)
 

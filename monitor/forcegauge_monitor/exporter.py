@@ -107,6 +107,8 @@ def _service(found: Overview) -> Iterator[Family]:
     stages = Counter((queue, state) for queue, state, _, _ in found.stages.values())
     yield _family("monitor_snapshots", list(stages.items()))
     yield _family("monitor_failed_snapshots", [((), found.failed)])
+    if found.beat is not None:
+        yield _family("monitor_beat_timestamp_seconds", [((), found.beat)])
     workers = Counter((each.queue, "busy" if each.busy else "idle") for each in found.workers)
     yield _family("monitor_workers", list(workers.items()))
 

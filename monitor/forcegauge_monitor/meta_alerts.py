@@ -143,6 +143,25 @@ _STORE_DOWN = Alert(
     wait="5m",
 )
 
+_BEAT = "forcegauge_monitor_beat_timestamp_seconds"
+
+_BEAT_MISSING = Alert(
+    "ForceGaugeBeatMissing",
+    "warning",
+    "Nobody does the monitor's chores: no beat runs.",
+    "For five minutes no beat has done the monitor's chores within two minutes, or none ever did, "
+    "while Redis answers. They are due every ten seconds.",
+    f"count by (cluster, namespace) ({held(_STORE)} == 1)\n"
+    "unless on (cluster, namespace)\n"
+    f"  (time() - {by(OF_A_MONITOR, _BEAT)} < 120)",
+    "No beat does the monitor's chores: folders are not watched, Grafana gets no annotations, what "
+    "a dead worker held waits, nothing is forgotten. Start one: forcegauge monitor beat",
+    {},
+    labels=OF_A_MONITOR,
+    dashboard=OPERATIONS,
+    wait="5m",
+)
+
 _WAITING = "forcegauge_monitor_snapshots"
 _WORKERS = held("forcegauge_monitor_workers")
 
@@ -223,6 +242,7 @@ META = (
     _PROBE_FAILING,
     _AGENT_DOWN,
     _MONITOR_DOWN,
+    _BEAT_MISSING,
     _WORKER_MISSING,
     _QUEUE_STUCK,
     _SNAPSHOTS_FAILING,

@@ -29,22 +29,13 @@ from forcegauge_monitor.records import (
 )
 from forcegauge_monitor.scripts import PREFIX
 from forcegauge_monitor.settings import Settings
-from forcegauge_monitor.totals import Overview, result, stage
+from forcegauge_monitor.totals import EXPORTED, Overview, result, stage
 
 Unavailable = RedisError
 """What every method raises while Redis is away or refuses."""
 
 WORKER_SECONDS = 60.0
 """A worker that says nothing for so long is gone."""
-
-EXPORTED = (
-    "entk_norm",
-    "entk_alignment_ratio",
-    "attribution_nats",
-    "predicted_change_nats",
-    "prediction_r2_ratio",
-)
-"""The numbers of a snapshot that are exported; the rest stays with the snapshot."""
 
 Json = dict[str, Any]
 
@@ -212,9 +203,10 @@ class Store:
         for index in ("created", "live", "dead"):
             pipe.zcard(f"{PREFIX}{index}")
         pipe.hlen(f"{PREFIX}ended")
+        pipe.get(f"{PREFIX}beat")
         for table in ("verdicts", "results", "counts", "stages", "workers", "scores"):
             pipe.hgetall(f"{PREFIX}{table}")
-        _, known, live, dead, ended, verdicts, results, counts, stages, workers, scores = (
+        _, known, live, dead, ended, beat, verdicts, results, counts, stages, workers, scores = (
             pipe.execute()
         )
         return Overview(
@@ -222,6 +214,7 @@ class Store:
             live=live,
             ended=ended,
             failed=dead,
+            beat=None if beat is None else float(beat),
             verdicts=verdicts,
             results={run: result(text) for run, text in results.items()},
             counts={_pair(key, "|"): int(count) for key, count in counts.items()},
@@ -349,6 +342,10 @@ class Store:
         if gone := known.keys() - {worker.name for worker in living}:
             self._redis.hdel(f"{PREFIX}workers", *gone)
         return living
+
+    def beat_alive(self) -> None:
+        """A beat does its chores."""
+        self._redis.set(f"{PREFIX}beat", self._clock())
 
     def _living(self, texts: Iterable[Any], now: float | None) -> list[Worker]:
         since = (self._clock() if now is None else now) - WORKER_SECONDS

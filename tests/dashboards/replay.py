@@ -228,6 +228,7 @@ class Known:
             live=active,
             ended=len(begun) - active,
             failed=0,
+            beat=self.now,
             verdicts={run.name: state.verdict for run, state in begun.items()},
             results={each["run"]: (each["step"], each["numbers"]) for _, each in done},
             counts={

@@ -28,6 +28,7 @@ META = {
     "ForceGaugeProbeFailing",
     "ForceGaugeAgentDown",
     "ForceGaugeMonitorDown",
+    "ForceGaugeBeatMissing",
     "ForceGaugeWorkerMissing",
     "ForceGaugeQueueStuck",
     "ForceGaugeSnapshotsFailing",

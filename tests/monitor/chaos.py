@@ -177,7 +177,7 @@ def differences(folder: Path, expected: Path, metrics: Mapping[str, Any], run: s
 def _left_behind(one: Fleet) -> list[str]:
     """Keys that are there after everything is forgotten: locks, leases, messages; and secrets."""
     one.store.expire(time.time() + 1e6, 0.0)
-    known = ("forcegauge:1:workers", "forcegauge:celery:_kombu")
+    known = ("forcegauge:1:workers", "forcegauge:1:beat", "forcegauge:celery:_kombu")
     with redis.Redis.from_url(one.settings.redis_url, decode_responses=True) as client:
 
         def left() -> list[str]:

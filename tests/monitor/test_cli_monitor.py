@@ -41,6 +41,7 @@ def running(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
         beat = {"record_id": "one", "step": 40, "verdict": "squeezing", "since_step": 20}
         made.insist("POST", "/runs/lively/heartbeat", beat | {"evidence": "", "events": []})
         wait_for(made.store.workers, 60)
+        wait_for(lambda: made.store.overview().beat, 60)
         yield made
 
 
@@ -75,6 +76,13 @@ def test_status_shows_runs_snapshots_and_workers(running: Fleet) -> None:
     shown = call("status", "--once", *settings(running)).output
     assert re.search(r"lively +active +squeezing +20 +40", shown)
     assert "worker-1" in shown
+    assert re.search(r"beat +chores \d+ s ago", shown)
+
+
+def test_status_says_where_no_beat_runs(store: Store, shared_redis: str, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(json.dumps({"redis_url": shared_redis}))
+    shown = call("status", "--once", "--settings", str(tmp_path / "s.json")).output
+    assert re.search(r"beat +none", shown)
 
 
 @pytest.mark.slow

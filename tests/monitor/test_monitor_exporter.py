@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -67,8 +68,17 @@ def test_the_monitors_own_health_is_exported(store: Store) -> None:
         ("snapshots", {"queue": "cpu", "state": "running"}, 1),
         ("failed_snapshots", {}, 0),
         ("workers", {"queue": "cpu", "state": "busy"}, 1),
+        ("beat_timestamp_seconds", {}, None),
     ):
         assert found.get_sample_value(f"forcegauge_monitor_{name}", labels) == value, name
+
+
+def test_when_beat_was_last_at_work_is_exported(store: Store) -> None:
+    before = time.time()
+    store.beat_alive()
+    found = registry(store).get_sample_value("forcegauge_monitor_beat_timestamp_seconds")
+    assert found is not None
+    assert before <= found <= time.time()
 
 
 def test_what_is_undefined_or_unbounded_is_absent(store: Store) -> None:

@@ -116,6 +116,9 @@ def _tables(store: Store) -> list[Table]:
         tables[2].add_column(name)
     for worker in sorted(overview.workers, key=lambda each: each.name):
         tables[2].add_row(worker.name, worker.queue, "works" if worker.busy else "waits")
+    tables[2].add_row(
+        "beat", "", f"chores {_ago(overview.beat)}" if overview.beat else "[red]none[/]"
+    )
     return tables
 
 

@@ -73,6 +73,56 @@ def store_cases() -> list[Case]:
     ]
 
 
+def beat(last: str, labels: Labels = MONITOR) -> dict[str, str]:
+    """When beat was last at work, by the minute, beside a store that answers."""
+    return store(values((1, 60)), labels) | {named("monitor_beat_timestamp_seconds", labels): last}
+
+
+ALWAYS = "0+60x60"
+UNTIL_TEN = "0+60x10 600+0x50"
+
+
+def beat_cases() -> list[Case]:
+    fires = {"16m": (), "17m": (HERE,), "50m": (HERE,)}
+    return [
+        Case("it fires seven minutes after the last chores", beat(UNTIL_TEN), fires),
+        Case(
+            "it fires where none ever ran",
+            store(values((1, 30))),
+            {"4m": (), "5m": (HERE,), "20m": (HERE,)},
+        ),
+        Case("chores in time are silent", beat(ALWAYS), {f"{k}m": () for k in (5, 20, 50)}),
+        Case("so are some that are 100 seconds late", beat("0 0 20+60x50"), {"10m": (), "40m": ()}),
+        Case("130 seconds are too late", beat("0 0 0 50+60x50"), {"6m": (), "7m": (HERE,)}),
+        Case(
+            "a restart is silent, and it resolves",
+            beat("0+60x10 600+0x4 960+60x10 1560+0x8 2160+60x20"),
+            {f"{k}m": () for k in (14, 16, 25, 32, 36)} | {"33m": (HERE,), "35m": (HERE,)},
+        ),
+        Case(
+            "without Redis the store's own alert speaks",
+            store(values((1, 10), (0, 50))),
+            {"9m": (HERE,), "10m": (), "40m": ()},
+        ),
+        Case(
+            "scrapes that fail change nothing",
+            store(values((1, 10), missing(4), (1, 50)))
+            | {named("monitor_beat_timestamp_seconds", MONITOR): "0+60x9 _x4 840+60x40"},
+            {"13m": (), "20m": ()},
+        ),
+        Case(
+            "they resolve nothing, and what is gone resolves",
+            store(values((1, 10), missing(4), (1, 10), GONE)),
+            {"9m": (HERE,), "13m": (HERE,), "28m": (HERE,), "29m": ()},
+        ),
+        Case(
+            "the beat of another cluster does none of ours",
+            beat(UNTIL_TEN) | beat(ALWAYS, THERE),
+            {"20m": (HERE,)},
+        ),
+    ]
+
+
 def waiting(text: str, labels: Labels = MONITOR, state: str = "queued") -> dict[str, str]:
     return {named("monitor_snapshots", labels, queue="cpu", state=state): text}
 
@@ -225,6 +275,7 @@ def failing_cases() -> list[Case]:
 CASES = {
     "ForceGaugeMonitorDown": monitor_cases(),
     "ForceGaugeStoreDown": store_cases(),
+    "ForceGaugeBeatMissing": beat_cases(),
     "ForceGaugeWorkerMissing": worker_cases(),
     "ForceGaugeQueueStuck": stuck_cases(),
     "ForceGaugeSnapshotsFailing": failing_cases(),

@@ -132,6 +132,13 @@ def _of_monitors() -> dict[str, Said]:
             "Processes of the monitor that cannot reach Redis: 1. No run registers, heartbeats are "
             "refused, no snapshot is queued. Agents keep what they have to tell and tell it later.",
         ),
+        "ForceGaugeBeatMissing": (
+            _at("9m", monitor_cases.store("1x9")),
+            here,
+            "No beat does the monitor's chores: folders are not watched, Grafana gets no "
+            "annotations, what a dead worker held waits, nothing is forgotten. Start one: "
+            "forcegauge monitor beat",
+        ),
         "ForceGaugeWorkerMissing": (
             _at("20m", queued),
             queue,
