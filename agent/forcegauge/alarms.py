@@ -66,7 +66,7 @@ ALARMS = (
             # where chosen gains what the others lose, the push-down does its work: that is learning
             Condition("unearned_fall_nats", 0.3),
         ),
-        3,
+        2,
         "Answers that nobody trains on lose mass and the likeliest tokens gain it: the push on "
         "the rejected answers is squeezing the model into few outputs.",
         "Stop before the chosen answers fall too. Run SFT on both chosen and rejected answers "

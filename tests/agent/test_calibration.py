@@ -99,5 +99,5 @@ def test_the_page_about_the_alarms_is_that_of_the_table_and_the_records() -> Non
 
 def test_an_alarm_needs_its_streak() -> None:
     series = [(1, 2.0), (2, 0.0), (3, 2.0), (4, 2.0), (5, 2.0)]
-    assert persists(series, 1.0) == 5
+    assert persists(series, 1.0) == 4
     assert persists(series, 2.0) is None

@@ -41,27 +41,27 @@ def test_the_first_probes_are_warming_then_learning() -> None:
     assert verdicts == ["warming", "warming", "learning", "learning"]
 
 
-def test_squeezing_needs_three_probes_running_and_begins_at_the_first_of_them() -> None:
-    judgements = run([CALM, CALM, SQUEEZED, SQUEEZED, SQUEEZED])
-    assert [j.verdict for j in judgements[2:]] == ["learning", "learning", "squeezing"]
+def test_squeezing_needs_two_probes_running_and_begins_at_the_first_of_them() -> None:
+    judgements = run([CALM, CALM, SQUEEZED, SQUEEZED])
+    assert [j.verdict for j in judgements[2:]] == ["learning", "squeezing"]
     assert judgements[-1].since_step == 6
     assert "0.90 nats" in judgements[-1].evidence
     assert judgements[-1].advice
 
 
 def test_one_quiet_probe_between_starts_the_count_again() -> None:
-    assert run([SQUEEZED, SQUEEZED, CALM, SQUEEZED, SQUEEZED])[-1].verdict == "learning"
+    assert run([SQUEEZED, CALM, SQUEEZED, CALM, SQUEEZED])[-1].verdict == "learning"
 
 
 def test_an_undefined_probe_neither_counts_nor_clears() -> None:
-    judgements = run([SQUEEZED, SQUEEZED, {}, {"squeeze_excess_nats": float("nan")}, SQUEEZED])
-    assert judgements[3].verdict == "learning"
-    assert judgements[4].verdict == "squeezing"
+    judgements = run([SQUEEZED, {}, {"squeeze_excess_nats": float("nan")}, SQUEEZED])
+    assert judgements[2].verdict == "learning"
+    assert judgements[3].verdict == "squeezing"
 
 
 def test_an_alarm_clears_after_as_many_quiet_probes_as_it_took() -> None:
-    judgements = run([SQUEEZED] * 3 + [CALM] * 3)
-    assert [j.verdict for j in judgements[3:]] == ["squeezing", "squeezing", "learning"]
+    judgements = run([SQUEEZED] * 3 + [CALM] * 2)
+    assert [j.verdict for j in judgements[3:]] == ["squeezing", "learning"]
     assert [s.name for s in judgements[-1].changed] == ["squeezing"]
 
 

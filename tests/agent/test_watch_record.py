@@ -72,7 +72,7 @@ def test_a_view_says_what_the_record_says(tmp_path: Path, rows: list[bytes]) -> 
 
 def test_streaks_are_those_of_the_agents_detector(tmp_path: Path, rows: list[bytes]) -> None:
     states = {each.name: each for each in last(Follower(write(tmp_path, rows))).alarms}
-    assert (states["squeezing"].streak, states["squeezing"].needed) == (6, 3)
+    assert (states["squeezing"].streak, states["squeezing"].needed) == (6, 2)
     assert (states["displacement"].streak, states["displacement"].on) == (1, False)
 
 

@@ -18,6 +18,7 @@ from tests.benchmarks.results import (
     by_harm,
     by_spacing,
     by_speed,
+    by_streak,
     confusion,
     per_run,
 )
@@ -51,8 +52,9 @@ run. With the sizes as shipped every harmed preference or RL run and every diver
 `sft-tiny` gets no verdict: it is SFT that learned four pairs by heart until held-out answers fell,
 and no verdict is for that; its alarm `hallucination_pressure` was on from step 8. One healthy run
 is alarmed: `sppo-squeeze` squeezed for a while (held-out chosen had lost 0.22 nats at step 8) and
-recovered by itself. The lead is not reached: in quick runs the alarm comes at about the look at
-which held-out answers turn; in slow ones it mostly comes first.
+recovered by itself. The lead is not reached: in every alarmed preference or RL run the alarm comes
+before held-out answers turn, but only by one or two probes where that is quick; in `sft-diverge` it
+comes after.
 
 ![When each run turned and when its alarm came](pictures/alarms.png)
 
@@ -60,13 +62,23 @@ which held-out answers turn; in slow ones it mostly comes first.
 
 SPEED = """## Quick and slow harm
 
-An alarm takes three probes running. A run that turns within a dozen steps is at its third to
-seventh probe by then, and the alarm comes with the harm; in one that is ruined slowly it has time
-to come first (in `dpo-slow` 22 of 64 steps).
+`squeezing` takes two probes running. A run that turns within a dozen steps is at its third to
+seventh probe by then, and the alarm comes one or two probes before the harm; in one that is ruined
+slowly it has more time (in `dpo-slow` 24 of 64 steps).
 
 """
 
 QUICK = 12
+
+STREAK = """## With another streak
+
+What `squeezing` would have done with other numbers of probes running: with a third one the alarm
+comes only as the quick runs turn, and no healthy run is spared. One alone would lead by more, and
+be at the mercy of one odd probe.
+
+"""
+
+STREAKS = (1, 2, 3)
 
 HARM = """## With another size of harm
 
@@ -79,8 +91,8 @@ HARM_SIZES = (0.2, 0.25, 0.5, 0.7)
 
 SPACING = """## With fewer probes
 
-An alarm needs its streak of probes, so it comes about three spacings after the drift began: at one
-probe every second step of 24, a quarter of the run. The last column is what the alarm says when it
+An alarm needs its streak of probes, so it comes about two spacings after the drift began: at one
+probe every second step of 24, a sixth of the run. The last column is what the alarm says when it
 comes: the step at which the drift began, in shares of the run before held-out answers turned; a
 checkpoint from before that step is the one to go back to. Probing at every step was not recorded.
 
@@ -92,7 +104,7 @@ COMPARISON = """## Against what people watch
 
 For each row below but the first, the threshold was chosen on all *other* configurations (leave one
 configuration out), the one that separates harmed from healthy runs best there, so no row knows the
-run that it judges. All of them need three values running; the sequential detectors of the last
+run that it judges. All of them need two values running; the sequential detectors of the last
 three rows carry their own memory (in the agent a streak switches an alarm, and a CUSUM dates the
 step at which its drift began). Lead: median over harmed runs that were alarmed, in shares of the
 run; positive is before the held-out behaviour turned.
@@ -117,6 +129,8 @@ def page(runs: Sequence[Run], found: Sequence[Result]) -> str:
         table((*HEADER, "median lead"), confusion(found)),
         SPEED,
         table(SPEED_HEADER, by_speed(found[0].calls, QUICK)),
+        STREAK,
+        table(("probes running", *HEADER[1:], "median lead"), by_streak(runs, STREAKS)),
         HARM,
         table(("harm from", *HEADER[1:], "median lead"), by_harm(runs, HARM_SIZES)),
         SPACING,

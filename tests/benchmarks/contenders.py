@@ -17,7 +17,7 @@ from forcegauge.phase import pushes_down
 from forcegauge.sequential import Cusum, Ewma, PageHinkley, standardised
 from tests.benchmarks.calibration import Run
 
-STREAK = 3
+STREAK = 2
 SICK = ("squeezing", "diverging", "collapsed")
 
 Series = list[tuple[int, float]]
@@ -58,12 +58,12 @@ class Contender:
 @cache
 def verdict(run: Run, factor: float = 1.0) -> int | None:
     """The step at which the verdict first says that something is wrong."""
-    return next((step for step, _ in sick(run, factor)), None)
+    return next((step for step, _ in sick(run, scaled(factor))), None)
 
 
-def sick(run: Run, factor: float = 1.0) -> Iterator[tuple[int, Judgement]]:
+def sick(run: Run, alarms: Sequence[Alarm] = ALARMS) -> Iterator[tuple[int, Judgement]]:
     """The judgements that say so."""
-    said = judgements(run, scaled(factor))
+    said = judgements(run, alarms)
     return ((step, judged) for step, judged in said if judged.verdict in SICK)
 
 

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from forcegauge.alarms import ALARMS
 from tests.benchmarks.calibration import Run
 from tests.benchmarks.contenders import CONTENDERS, Contender, sick, verdict
 
@@ -105,6 +106,17 @@ def by_spacing(runs: Sequence[Run], kept: Sequence[int]) -> list[tuple[str, ...]
         began = statistics.median(x for x in map(_drift_lead, thinned) if x is not None)
         found = confusion([shipped(thinned)])[0][1:]
         rows.append((f"{2 * every} steps", *found, f"{began:+.0%}"))
+    return rows
+
+
+def by_streak(runs: Sequence[Run], streaks: Sequence[int]) -> list[tuple[str, ...]]:
+    """The verdict as shipped but for the probes running that ``squeezing`` takes."""
+    rows = []
+    for streak in streaks:
+        alarms = [replace(row, streak=streak) if row.name == "squeezing" else row for row in ALARMS]
+        firsts = [next((step for step, _ in sick(run, alarms)), None) for run in runs]
+        calls = [Call(run, first) for run, first in zip(runs, firsts, strict=True)]
+        rows.append((str(streak), *confusion([Result("", calls)])[0][1:]))
     return rows
 
 
