@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +23,7 @@ from forcegauge.alarms import ALARMS
 from forcegauge.record import Line
 from forcegauge_monitor.alerts import alert_name
 from forcegauge_monitor.api import create_app
+from forcegauge_monitor.embedded import forcegauge
 from forcegauge_monitor.settings import Settings
 from forcegauge_monitor.store import Store
 from tests.servers import Prometheus, fetch, free_port, redis_server, require, served, server
@@ -82,19 +83,27 @@ def settle() -> None:
 @contextmanager
 def watching(folder: Path) -> Iterator[Watch]:
     """The whole chain, its files in ``folder``; scrapes, evaluates and tells every second."""
-    rooms = {name: folder / name for name in ("redis", "alertmanager", "prometheus")}
+    rooms = {name: folder / name for name in ("redis", "beat", "alertmanager", "prometheus")}
     for room in rooms.values():
         room.mkdir(parents=True)
     heard: list[Message] = []
     with (
         redis_server(rooms["redis"]) as redis,
         closing(Store(redis)) as store,
+        _beat(rooms["beat"], redis, store),
         served(create_app(Settings(), store, lambda snapshot: None)) as monitor,
         webhook(heard) as hook,
         alertmanager(rooms["alertmanager"], hook) as alerts,
         _prometheus(rooms["prometheus"], monitor, alerts) as found,
     ):
         yield Watch(monitor, found, heard)
+
+
+def _beat(folder: Path, redis: str, store: Store) -> AbstractContextManager[int]:
+    file = folder / "settings.json"
+    file.write_text(json.dumps({"redis_url": redis}))
+    command = forcegauge("monitor", "beat", "--settings", str(file))
+    return server(command, folder, lambda: store.overview().beat is not None)
 
 
 @contextmanager
