@@ -38,93 +38,75 @@ def operations() -> sdk.Dashboard:
 
 
 def _health() -> list[Panel]:
+    return [*_agents_at_a_glance(), *_monitor_at_a_glance()]
+
+
+def _agents_at_a_glance() -> list[Panel]:
+    trained = "Runs that Prometheus hears of now and that have not ended."
+    failed = "In the chosen time, over all runs; the trainings went on."
+    cost = "The run whose probes cost most of its training time."
     failures = f"sum(increase({series('probe_failures_total', PLACE)}[$__range]))"
-    waiting = f"sum({series('monitor_snapshots', PLACE, state='queued')})"
-    workers = f"sum({series('monitor_workers', PLACE)})"
-    dead = f"max({series('monitor_failed_snapshots', PLACE)})"
     overhead = last(series("probe_overhead_ratio", PLACE), PLACE)
-    bad = Scale("none", 0, ((0.5, "red"),), empty="monitor not heard of", base="green")
+    bad = Scale("none", 0, ((0.5, "red"),), base="green")
+    share = Scale(SHARE, 2, ((BUDGET, "orange"),), base="green")
     return [
-        _count(
-            "Runs that train",
-            "Runs that Prometheus hears of now and that have not ended.",
-            "run_active",
-            trains(PLACE),
-        ),
+        _count(_small("Runs that train", trained, "run_active"), trains(PLACE)),
         number(
-            Frame("Agents lost", about(LOST, "run_active"), 6, 4),
-            Scale("none", 0, ((0.5, "red"),), base="green"),
+            _small("Agents lost", LOST, "run_active"),
+            bad,
             {"lost": f"count({lost(PLACE)}) or vector(0)"},
         ),
         number(
-            Frame(
-                "Errors in agents",
-                about(
-                    "In the chosen time, over all runs; the trainings went on.",
-                    "probe_failures_total",
-                ),
-                6,
-                4,
-            ),
-            Scale("none", 0, ((0.5, "red"),), base="green"),
-            {"errors": failures},
+            _small("Errors in agents", failed, "probe_failures_total"), bad, {"errors": failures}
         ),
         number(
-            Frame(
-                "Highest overhead",
-                about(
-                    "The run whose probes cost most of its training time.", "probe_overhead_ratio"
-                ),
-                6,
-                4,
-            ),
-            Scale(SHARE, 2, ((BUDGET, "orange"),), base="green"),
+            _small("Highest overhead", cost, "probe_overhead_ratio"),
+            share,
             {"overhead": f"max({overhead})"},
-        ),
-        number(
-            Frame(
-                "Store",
-                about(
-                    "Whether Redis, where the monitor keeps what it knows, answers.",
-                    "monitor_store_up",
-                ),
-                4,
-                4,
-            ),
-            Scale("bool_on_off", 0, ((1.0, "green"),), empty="monitor not heard of", base="red"),
-            {"store": f"min({series('monitor_store_up', PLACE)})"},
-            filled=True,
-        ),
-        _count(
-            "Workers alive",
-            "Workers heard of within a minute; without one no snapshot is made.",
-            "monitor_workers",
-            workers,
-            5,
-        ),
-        number(
-            Frame("Beat, last at work", about(BEAT, "monitor_beat_timestamp_seconds"), 5, 4),
-            Scale(AGO, None, empty="monitor not heard of"),
-            {"beat": f"max({series('monitor_beat_timestamp_seconds', PLACE)}) * 1000"},
-        ),
-        _count(
-            "Snapshots waiting",
-            "Snapshots that no worker has taken yet, in all queues.",
-            "monitor_snapshots",
-            waiting,
-            5,
-        ),
-        number(
-            Frame("Failed snapshots", about(FAILED, "monitor_failed_snapshots"), 5, 4),
-            bad,
-            {"failed": dead},
         ),
     ]
 
 
-def _count(title: str, text: str, name: str, expr: str, wide: int = 6) -> Panel:
-    frame = Frame(title, about(text, name), wide, 4)
-    return number(frame, Scale("none", 0), {title: f"sum({expr}) or vector(0)"})
+def _monitor_at_a_glance() -> list[Panel]:
+    answers = "Whether Redis, where the monitor keeps what it knows, answers."
+    alive = "Workers heard of within a minute; without one no snapshot is made."
+    waits = "Snapshots that no worker has taken yet, in all queues."
+    unheard = "monitor not heard of"
+    beat = series("monitor_beat_timestamp_seconds", PLACE)
+    return [
+        number(
+            _small("Store", answers, "monitor_store_up", 4),
+            Scale("bool_on_off", 0, ((1.0, "green"),), empty=unheard, base="red"),
+            {"store": f"min({series('monitor_store_up', PLACE)})"},
+            filled=True,
+        ),
+        _count(
+            _small("Workers alive", alive, "monitor_workers", 5),
+            f"sum({series('monitor_workers', PLACE)})",
+        ),
+        number(
+            _small("Beat, last at work", BEAT, "monitor_beat_timestamp_seconds", 5),
+            Scale(AGO, None, empty=unheard),
+            {"beat": f"max({beat}) * 1000"},
+        ),
+        _count(
+            _small("Snapshots waiting", waits, "monitor_snapshots", 5),
+            f"sum({series('monitor_snapshots', PLACE, state='queued')})",
+        ),
+        number(
+            _small("Failed snapshots", FAILED, "monitor_failed_snapshots", 5),
+            Scale("none", 0, ((0.5, "red"),), empty=unheard, base="green"),
+            {"failed": f"max({series('monitor_failed_snapshots', PLACE)})"},
+        ),
+    ]
+
+
+def _small(title: str, text: str, name: str, wide: int = 6) -> Frame:
+    return Frame(title, about(text, name), wide, 4)
+
+
+def _count(frame: Frame, expr: str) -> Panel:
+    return number(frame, Scale("none", 0), {frame.title: f"sum({expr}) or vector(0)"})
 
 
 def _agents() -> Panel:

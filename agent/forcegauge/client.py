@@ -81,10 +81,11 @@ class Client:
     def join(self, facts: Facts, look: Callable[[], Facts]) -> None:
         """Begin to tell: ``facts`` are the run's (run, record_id, ...), ``look`` is asked at each
         heartbeat for its step, verdict, since_step and evidence. Another client that this process
-        has for the run is silent from now on."""
+        has for the run is silent from now on; of the same record, what it left untold is told."""
         older = _JOINED.get(facts["run"])
-        if older is not None:
-            self._events = {**older._leave(), **self._events}
+        left = older._leave() if older is not None else {}
+        if older is not None and older._facts["record_id"] == facts["record_id"]:
+            self._events = {**left, **self._events}
         self._facts, self._look, self._process = {**facts, **_place()}, look, os.getpid()
         self._thread = threading.Thread(target=self._run, name="forcegauge-monitor", daemon=True)
         _JOINED[facts["run"]] = self

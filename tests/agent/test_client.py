@@ -93,9 +93,11 @@ def monitor() -> Iterator[Monitor]:
     server.stop()
 
 
-def joined(url: str, run: str = "tiny") -> Client:
+def joined(url: str, run: str = "tiny", record_id: str = "one") -> Client:
     found = Client(url)
-    found.join(FACTS | {"run": run}, lambda: {"step": 3, "verdict": "learning"})
+    found.join(
+        FACTS | {"run": run, "record_id": record_id}, lambda: {"step": 3, "verdict": "learning"}
+    )
     return found
 
 
@@ -295,6 +297,20 @@ def test_a_newer_client_of_the_run_takes_over_what_was_not_told(monitor: Monitor
     assert not older._thread.is_alive()
     newer.close("stopped")
     assert [body["reason"] for body in monitor.bodies("/end")] == ["stopped"]
+
+
+def test_what_another_record_of_the_run_left_untold_is_not_told_as_this_ones(
+    monitor: Monitor,
+) -> None:
+    older = joined("http://127.0.0.1:1")
+    checkpoint(older, 1)
+    newer = joined(monitor.url, record_id="two")
+    checkpoint(newer, 2)
+    newer.close("finished")
+    assert [event["step"] for event in monitor.events("checkpoint")] == [2]
+    assert older._thread is not None
+    older._thread.join(5)
+    assert not older._thread.is_alive()
 
 
 def test_pythons_random_numbers_are_left_alone() -> None:

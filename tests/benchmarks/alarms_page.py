@@ -74,7 +74,7 @@ STREAK = """## With another streak
 
 What `squeezing` would have done with other numbers of probes running: with a third one the alarm
 comes only as the quick runs turn, and no healthy run is spared. One alone would lead by more, and
-be at the mercy of one odd probe.
+be at the mercy of one odd probe. Two were chosen on these same runs.
 
 """
 
