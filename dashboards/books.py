@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from forcegauge.alarms import NOISE_MULTIPLE, UNKNOWN_PUSH_FACTOR, Alarm, alarm
+from forcegauge.alarms import NOISE_MULTIPLE, QUIET_PROBES, UNKNOWN_PUSH_FACTOR, Alarm, alarm
 from forcegauge_monitor.alert import Alert
 from forcegauge_monitor.alerts import ALERTS
 
@@ -70,6 +70,6 @@ def _timing(row: Alert) -> Iterator[str]:
                 "Where nobody knows whether the loss pushes down, sizes in nats are "
                 f"{UNKNOWN_PUSH_FACTOR:g} times as large."
             )
-        yield "It is over after as many quiet probes as it took."
+        yield f"It is over after {QUIET_PROBES} quiet probes."
     if row.keep:
         yield f"The alert stays on for {row.keep} after that, and after the end of the run."

@@ -1,8 +1,8 @@
 """The one table of alarms: what must hold, for how many probes, what it means, what to do.
 
 Agent, Prometheus rules, runbooks and docs come from it. An alarm holds at a probe when *all* of
-its conditions hold there; it switches on after `streak` such probes in a row and off after as many
-quiet ones. Conditions are conjunctions with sizes, never a raw sign.
+its conditions hold there; it switches on after `streak` such probes in a row and off after
+`QUIET_PROBES` quiet ones. Conditions are conjunctions with sizes, never a raw sign.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 VERDICTS = ("warming", "learning", "squeezing", "diverging", "collapsed")
 WARMING_PROBES = 3
+QUIET_PROBES = 3
+"""An alarm as quick to go as to come would call a ruined run healthy while one signal dips."""
+
 NOISE_MULTIPLE = 3.0
 UNKNOWN_PUSH_FACTOR = 2.0
 """Where nobody knows whether the loss pushes down, sizes are this much larger."""

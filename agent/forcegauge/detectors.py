@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from forcegauge.alarms import (
     ALARMS,
     COLLAPSE,
+    QUIET_PROBES,
     UNKNOWN_PUSH_FACTOR,
     WARMING_PROBES,
     Alarm,
@@ -232,7 +233,7 @@ def _count(state: AlarmState, held: bool, began: int) -> AlarmState:
     if held:
         since = state.since_step if state.streak else began
         return replace(state, streak=state.streak + 1, quiet=0, since_step=since)
-    if state.on and state.quiet + 1 < state.needed:
+    if state.on and state.quiet + 1 < QUIET_PROBES:
         return replace(state, quiet=state.quiet + 1)
     return replace(state, streak=0, quiet=0, since_step=None)
 

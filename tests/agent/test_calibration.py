@@ -44,6 +44,12 @@ def test_only_a_squeeze_that_healed_alarms_a_healthy_run(run: Run) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS, ids=names(RUNS))
+def test_a_run_that_ends_sick_is_not_called_healthy_in_between(run: Run) -> None:
+    said = [judged.verdict in SICK for _, judged in judgements(run)]
+    assert not said[-1] or all(said[said.index(True) :])
+
+
+@pytest.mark.parametrize("run", RUNS, ids=names(RUNS))
 def test_the_final_verdict_is_sick_where_held_out_behaviour_turned(run: Run) -> None:
     turned = run.turn is not None and run.name != LEARNED_BY_HEART
     assert (final(run) in SICK) == turned

@@ -97,7 +97,7 @@ def test_the_sentences_say_which_squeezed_and_by_how_much(sweep: Comparison) -> 
 
 def test_a_run_that_squeezed_and_healed_is_told(runs: Mapping[str, Path]) -> None:
     found = compare([runs["sppo-squeeze"], runs["dpo-gentle-0"]])
-    assert "sppo-squeeze was squeezing from step 6 to 16." in list(said(found))
+    assert "sppo-squeeze was squeezing from step 6 to 18." in list(said(found))
 
 
 def test_an_alarm_beside_a_calm_verdict_is_told(runs: Mapping[str, Path]) -> None:

@@ -59,9 +59,9 @@ def test_an_undefined_probe_neither_counts_nor_clears() -> None:
     assert judgements[3].verdict == "squeezing"
 
 
-def test_an_alarm_clears_after_as_many_quiet_probes_as_it_took() -> None:
-    judgements = run([SQUEEZED] * 3 + [CALM] * 2)
-    assert [j.verdict for j in judgements[3:]] == ["squeezing", "learning"]
+def test_an_alarm_clears_after_three_quiet_probes() -> None:
+    judgements = run([SQUEEZED] * 3 + [CALM] * 3)
+    assert [j.verdict for j in judgements[3:]] == ["squeezing", "squeezing", "learning"]
     assert [s.name for s in judgements[-1].changed] == ["squeezing"]
 
 

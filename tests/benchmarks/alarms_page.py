@@ -7,7 +7,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from forcegauge.alarms import ALARMS, NOISE_MULTIPLE, Alarm, Condition
+from forcegauge.alarms import ALARMS, NOISE_MULTIPLE, QUIET_PROBES, Alarm, Condition
 from tests.benchmarks.calibration import HARM_NATS, REPEATS, Run
 from tests.benchmarks.pictures import save_png
 from tests.benchmarks.results import (
@@ -32,7 +32,7 @@ This page is written by `make bench-alarms` from the table in `forcegauge/alarms
 recorded finetunes in `tests/benchmarks/records/`.
 
 An alarm holds at a probe when *all* its conditions hold there. It goes on after as many such probes
-running as its streak says, and off after as many quiet ones. A size in nats is never under
+running as its streak says, and off after {QUIET_PROBES} quiet ones. A size in nats is never under
 {NOISE_MULTIPLE:g} times the noise of its signal. A run's own sizes:
 `ForceGauge(..., thresholds={{"squeezing": 0.8}})`.
 """
