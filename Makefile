@@ -29,7 +29,7 @@ demo-healthy: $(VENV)/ready
 # Tests run in two processes of a thread each: on two cores quicker than one process of two.
 SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
 
-test: system lint
+test: system lint build/deepspeed/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) --cov --cov-report=term:skip-covered
 
 # The chart in a real cluster, beyond what `make test` does: 27 minutes beside other tests; figures: build/cluster.json.
@@ -39,6 +39,12 @@ test-cluster: system
 # The image of the tests' cluster, and Debian's Redis, into build/images.
 images: system
 	$(BIN)/python -m tests.helm.cluster.images
+
+# DeepSpeed beside the environment, not in it: only what trains under ZeRO should see it.
+DEEPSPEED := deepspeed==0.19.8 einops==0.8.1 hjson==3.1.0 msgpack==1.2.4 ninja==1.13.2 py-cpuinfo==9.0.0
+build/deepspeed/ready: Makefile | $(VENV)/ready
+	DS_BUILD_OPS=0 $(BIN)/pip install -q --no-deps --upgrade --target build/deepspeed $(DEEPSPEED)
+	touch $@
 
 # Everything but the tests that need the real model or a real server.
 unit: $(VENV)/ready

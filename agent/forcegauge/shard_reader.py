@@ -45,8 +45,9 @@ class _Index(pickle.Unpickler):
         found = getattr(torch, name, None)
         if module == "torch" and (name == "Size" or isinstance(found, torch.dtype)):
             return found
-        if (module, name) in _CLASSES:
-            return super().find_class(module, name)
+        public = module.removesuffix("._local")  # where Python 3.13 says that pathlib's paths are
+        if (public, name) in _CLASSES:
+            return super().find_class(public, name)
         raise pickle.UnpicklingError(f"{module}.{name} is no part of an index")
 
 

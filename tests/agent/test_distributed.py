@@ -19,12 +19,14 @@ import pytest
 
 from forcegauge.errors import InputError
 from forcegauge.record import probes_by_phase, read_record, read_scores
+from tests import tiny
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parent / "ranks" / "train.py"
 TRAINER = SCRIPT.with_name("trainer.py")
 ZERO = SCRIPT.with_name("zero.py")
+DEEPSPEED = Path("build/deepspeed")
 ALL = [0, 1 << 30]
 LATE = [8, 9]
 """A forward of a probe after the baseline, of those that each rank scores one share with."""
@@ -75,13 +77,18 @@ STAGES = {
 
 def started(script: Path, ranks: int, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    place = {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, f"--nproc-per-node={ranks}", str(script), *arguments],
-        env={**os.environ, **place},
+        env=surroundings(deepspeed=script == ZERO),
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def surroundings(*, deepspeed: bool) -> dict[str, str]:
+    """The environment of a process that finds these tests, and DeepSpeed where it is asked for."""
+    places = [Path.cwd(), *([DEEPSPEED.resolve()] if deepspeed else [])]
+    return {**os.environ, "PYTHONPATH": ":".join(map(str, places)), "OMP_NUM_THREADS": "1"}
 
 
 def launch(script: Path, ranks: int, *arguments: str) -> None:
@@ -146,11 +153,15 @@ def assert_same_scores(found: Path, wanted: Path, last: int = 8) -> None:
     assert steps(found) == steps(wanted)
     assert len(steps(wanted)) >= 6
     for step in (step for step in steps(wanted) if step <= last):
-        one, other = (read_scores(each / f"scores/{step}.safetensors") for each in (found, wanted))
-        assert (one.ids, one.types) == (other.ids, other.types)
-        assert np.isfinite(one.values["logprob_mean"]).any(0).all()
-        for name in ("logprob_mean", "argmax_logprob_mean", "entropy", "logprob_prefix"):
-            np.testing.assert_allclose(one.values[name], other.values[name], rtol=0, atol=1e-4)
+        assert_same_scores_at(step, found, wanted)
+
+
+def assert_same_scores_at(step: int, found: Path, wanted: Path) -> None:
+    one, other = (read_scores(each / f"scores/{step}.safetensors") for each in (found, wanted))
+    assert (one.ids, one.types) == (other.ids, other.types)
+    assert np.isfinite(one.values["logprob_mean"]).any(0).all()
+    for name in ("logprob_mean", "argmax_logprob_mean", "entropy", "logprob_prefix"):
+        np.testing.assert_allclose(one.values[name], other.values[name], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("wrap", BIT_IDENTICAL)
@@ -203,7 +214,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(trained: Path) -> None:
 @pytest.fixture(scope="module")
 def zero(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what DeepSpeed's engine did on two ranks."""
-    pytest.importorskip("deepspeed", reason="DS_BUILD_OPS=0 pip install deepspeed")
+    if not DEEPSPEED.exists():
+        pytest.skip("make build/deepspeed/ready")
     folder = tmp_path_factory.mktemp("zero")
     launch(ZERO, 2, str(folder), json.dumps(STAGES))
     return folder
@@ -219,6 +231,22 @@ def test_zero_is_bit_identical_on_two_ranks(stage: int, zero: Path) -> None:
 def test_scores_under_zero_are_those_of_one_process(stage: int, zero: Path, trained: Path) -> None:
     # ZeRO rounds gradients otherwise, and Adam makes steps of that: later weights are others
     assert_same_scores(zero / f"zero{stage}, same", trained / "plain", last=1)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zeros_own_checkpoint_is_scored_as_the_agent_scored_its_weights(
+    stage: int, zero: Path, tmp_path: Path
+) -> None:
+    run, again = zero / f"zero{stage}, same", tmp_path / "again"
+    tiny.probe_set(5).save(tmp_path / "probes.jsonl")
+    for part in (tiny.llama(), tiny.tokenizer()):
+        part.save_pretrained(tmp_path / "start")
+    command = [Path(sys.executable).with_name("forcegauge"), "score", "--model", run / "saved"]
+    options = ["--probes", tmp_path / "probes.jsonl", "--baseline", tmp_path / "start"]
+    environment = surroundings(deepspeed=True)
+    subprocess.run([*command, *options, "--run-dir", again], env=environment, check=True)
+    assert steps(again) == [0, 8]
+    assert_same_scores_at(8, again, run)
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])

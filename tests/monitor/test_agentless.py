@@ -29,6 +29,7 @@ from forcegauge.checkpoints import load_checkpoint
 from forcegauge.errors import InputError
 from forcegauge.gauge import ForceGauge
 from forcegauge.record import Line, probes_by_phase, read_record
+from forcegauge.shard_reader import ShardReader
 from forcegauge_monitor.cli import monitor
 from forcegauge_monitor.exporter import Requests, make_registry
 from forcegauge_monitor.records import Watch
@@ -260,6 +261,15 @@ def test_a_pickle_in_the_place_of_dcp_metadata_is_not_run(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="no part of an index"):
         load_checkpoint(str(path), like=str(start))
     assert not (tmp_path / "was here").exists()
+
+
+def test_an_index_of_python_3_13_is_read(tmp_path: Path) -> None:
+    path = dcp_shards(moved(1), tmp_path) / "pytorch_model_fsdp_0"
+    index = pickle.dumps(ShardReader(path).index, protocol=3)
+    newer = index.replace(b"cpathlib\n", b"cpathlib._local\n")
+    assert b"cpathlib._local\nPosixPath\n" in newer
+    (path / ".metadata").write_bytes(newer)
+    assert ShardReader(path).index == pickle.loads(index)
 
 
 def test_deepspeeds_files_need_deepspeed_and_its_script_is_not_run(tmp_path: Path) -> None:

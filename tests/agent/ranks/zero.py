@@ -54,6 +54,7 @@ def train_zero(directory: Path, stage: int, watched: bool, own: bool = True) -> 
             learn(engine, step + (100 * distributed.get_rank() if own else 0))
         if gauge is not None:
             gauge.step(engine, step)
+    engine.save_checkpoint(str(directory / "saved" / f"checkpoint-{step}"))
     weights = {name: getattr(w, "ds_tensor", w) for name, w in model.named_parameters()}
     return {
         "weights": digest(weights),
