@@ -73,6 +73,11 @@ STAGES = {
     for stage in (2, 3)
     for how in ("watched", "alone", "same")
 }
+UNDER_ZERO = {
+    f"{kind}, zero3, {how}": {"kind": kind, "stage": 3, "watched": how == "watched"}
+    for kind in ("sft", "dpo")
+    for how in ("watched", "alone")
+}
 
 
 def started(script: Path, ranks: int, *arguments: str) -> subprocess.Popen[str]:
@@ -217,7 +222,7 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not DEEPSPEED.exists():
         pytest.skip("make build/deepspeed/ready")
     folder = tmp_path_factory.mktemp("zero")
-    launch(ZERO, 2, str(folder), json.dumps(STAGES))
+    launch(ZERO, 2, str(folder), json.dumps({**STAGES, **UNDER_ZERO}))
     return folder
 
 
@@ -251,11 +256,20 @@ def test_zeros_own_checkpoint_is_scored_as_the_agent_scored_its_weights(
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_trl_is_bit_identical_under_ddp(kind: str, trainers: Path) -> None:
-    assert training(trainers, f"{kind}, watched") == training(trainers, f"{kind}, alone")
-    assert finite(trainers / f"{kind}, watched" / "forcegauge", kind) >= 3
+    assert_the_trainer_cannot_tell(trainers, kind, kind, "DistributedDataParallel")
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_trl_is_bit_identical_under_zero(kind: str, zero: Path) -> None:
+    assert_the_trainer_cannot_tell(zero, f"{kind}, zero3", kind, "DeepSpeedEngine")
+
+
+def assert_the_trainer_cannot_tell(folder: Path, name: str, kind: str, wrapper: str) -> None:
+    assert training(folder, f"{name}, watched") == training(folder, f"{name}, alone")
+    assert finite(folder / f"{name}, watched" / "forcegauge", kind) >= 3
     for rank in range(2):
-        found = facts(trainers, f"{kind}, watched", rank)
-        assert found["wrapper"] == "DistributedDataParallel"
+        found = facts(folder, f"{name}, watched", rank)
+        assert found["wrapper"] == wrapper
         assert found["failures"] == {}
 
 

@@ -69,8 +69,7 @@ def train(
                 break
     return {
         "step": step,
-        "weights": digest(model.state_dict()),
-        "optimizer": digest(optimizer.state_dict()["state"]),
+        **left(model, optimizer),
         "random": torch.rand(1).item(),
         **(ended(gauge) if gauge else {}),
     }
@@ -190,6 +189,16 @@ WRAPS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "fsdp2 head": fsdp2_head,
     "fsdp1": fsdp1,
 }
+
+
+def left(model: nn.Module, optimizer: Any) -> dict[str, str]:
+    """What training left on this rank: its part of weights and optimizer state, of ZeRO's too."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer  # DeepSpeed's and Accelerate's stand around torch's
+    weights = [getattr(each, "ds_tensor", each) for each in model.parameters()]
+    state = list(optimizer.state.values())
+    assert state
+    return {"weights": digest([weights, *model.buffers()]), "optimizer": digest(state)}
 
 
 def digest(tree: Any) -> str:

@@ -20,7 +20,7 @@ from torch import distributed
 
 from forcegauge import ForceGaugeCallback
 from tests import tiny
-from tests.agent.ranks.train import digest
+from tests.agent.ranks.train import left
 from tests.agent.test_never_disturb import TRAINERS
 
 
@@ -44,8 +44,7 @@ def train(folder: Path, kind: str, watched: bool, **settings: Any) -> dict[str, 
     assert trainer.optimizer is not None
     return {
         "wrapper": type(trainer.model_wrapped).__name__,
-        "weights": digest(trainer.model_wrapped.state_dict()),
-        "optimizer": digest(trainer.optimizer.state_dict()["state"]),
+        **left(trainer.model_wrapped, trainer.optimizer),
         "random": torch.rand(1).item(),
         "failures": dict(watcher.gauge.failures) if watcher.gauge else {},
     }
