@@ -242,14 +242,14 @@ def test_scores_under_zero_are_those_of_one_process(stage: int, zero: Path, trai
 def test_zeros_own_checkpoint_is_scored_as_the_agent_scored_its_weights(
     stage: int, zero: Path, tmp_path: Path
 ) -> None:
-    run, again = zero / f"zero{stage}, same", tmp_path / "again"
+    run, start, again = zero / f"zero{stage}, same", tmp_path / "start", tmp_path / "again"
     tiny.probe_set(5).save(tmp_path / "probes.jsonl")
     for part in (tiny.llama(), tiny.tokenizer()):
-        part.save_pretrained(tmp_path / "start")
-    command = [Path(sys.executable).with_name("forcegauge"), "score", "--model", run / "saved"]
-    options = ["--probes", tmp_path / "probes.jsonl", "--baseline", tmp_path / "start"]
-    environment = surroundings(deepspeed=True)
-    subprocess.run([*command, *options, "--run-dir", again], env=environment, check=True)
+        part.save_pretrained(start)
+    command = [str(Path(sys.executable).with_name("forcegauge")), "score", f"--run-dir={again}"]
+    given = {"model": run / "saved", "probes": tmp_path / "probes.jsonl", "baseline": start}
+    options = [f"--{name}={path}" for name, path in given.items()]
+    subprocess.run([*command, *options], env=surroundings(deepspeed=True), check=True)
     assert steps(again) == [0, 8]
     assert_same_scores_at(8, again, run)
 
