@@ -46,9 +46,9 @@ build/deepspeed/ready: Makefile | $(VENV)/ready
 	DS_BUILD_OPS=0 $(BIN)/pip install -q --no-deps --upgrade --target build/deepspeed $(DEEPSPEED)
 	touch $@
 
-# Everything but the tests that need the real model or a real server.
+# Everything but the tests that need the real model or a real server, or TESTS of it.
 unit: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) -m "not slow" $(TESTS)
 
 # The agent's tests with the oldest versions that it claims to work with, in a venv of their own.
 OLDEST := transformers==4.53.2 trl==0.20.0 accelerate==1.4.0 peft==0.13.0 datasets==3.0.0 \

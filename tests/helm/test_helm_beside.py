@@ -168,7 +168,10 @@ def test_a_workflow_calls_what_there_is(path: Path) -> None:
         for each in job.get("strategy", {}).get("matrix", {}).get("include", [])
     ]
 
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
     assert ".ci/run" in named
+    assert set(re.findall(r"\bmake ([\w-]+)", called)) <= {*targets}
     assert all((ROOT / name).exists() for name in [*named, *matrix])
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@\S+", s["uses"]) for s in steps if "uses" in s)
     assert all(needed in jobs for job in jobs.values() for needed in [job.get("needs")] if needed)
