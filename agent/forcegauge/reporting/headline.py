@@ -32,7 +32,7 @@ MEANINGS = {
 ADVICE = {row.name: row.advice for row in ALARMS}
 
 TILES = (
-    ("squeeze_excess_nats", "squeeze", "squeezing"),
+    ("squeeze_excess_nats", "squeeze beyond sharpening", "squeezing"),
     ("squeezed_probes_ratio", "probes squeezed", "squeezing"),
     ("chosen_change_nats", "chosen answers", ""),
     ("untrained_change_nats", "untrained answers", ""),
