@@ -132,6 +132,8 @@ def test_a_real_prometheus_scraped_the_run_while_it_trained(squeezed: DemoRun) -
 def test_the_demo_tells_in_words_what_happened(squeezed: DemoRun, healthy: DemoRun) -> None:
     assert "Verdict: squeezing" in squeezed.printed
     assert "Verdict: learning" in healthy.printed
+    latest = healthy.probes("dpo")[-1]["signals"]["squeeze_nats"]
+    assert f"squeeze index {latest:+.2f} nats. Nothing to do." in " ".join(healthy.printed.split())
     for run in (squeezed, healthy):
         assert "/metrics" in run.printed
         assert (run.directory / "report.html").stat().st_size > 100_000

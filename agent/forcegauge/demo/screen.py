@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from forcegauge.compare import CALM
 from forcegauge.demo.words import rows, sentences
 from forcegauge.record import Line, read_record
 from forcegauge.reporting.checkpoints import checkpoint_words
 from forcegauge.reporting.story import Story
+from forcegauge.watching.view import judgements
 
 SHOWN = {
     "chosen": "chosen",
@@ -119,14 +121,22 @@ def show_summary(console: Console, story: Story) -> None:
     console.print(_table(story))
     for sentence in sentences(story):
         console.print(f"\n{sentence}", highlight=False)
-    if story.verdict_line is not None:
-        console.print(_verdict(story.verdict_line))
-        words = f"Noticed at step {story.verdict_line['step']}. {checkpoint_words(story)}"
-        console.print(f"\n{words}", highlight=False, markup=False, soft_wrap=True)
+    if (line := story.verdict_line) is not None:
+        calm = line["verdict"] in CALM
+        console.print(_verdict(line, _latest_evidence(story) if calm else line["evidence"]))
+        noticed = "" if calm else f"Noticed at step {line['step']}. "
+        words = f"\n{noticed}{checkpoint_words(story)}"
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
-def _verdict(line: Line) -> Text:
-    verdict, evidence = line["verdict"], line["evidence"]
+def _latest_evidence(story: Story) -> str:
+    """What a calm verdict stands on now: the recorded evidence is from where it began."""
+    evidence: str = judgements(story.phases[-1].probes, story.runs[-1])[-1].evidence
+    return evidence
+
+
+def _verdict(line: Line, evidence: str) -> Text:
+    verdict = line["verdict"]
     # Alarms begin with their name, which is the verdict's when one leads to it.
     rest = evidence.removeprefix(verdict) if evidence.startswith(verdict) else f". {evidence}"
     style = STYLES.get(verdict, "bold green")
