@@ -52,6 +52,11 @@ class Release:
         """What kubectl prints, in the release's namespace."""
         return self.cluster.kubectl("-n", self.namespace, *arguments, text=text)
 
+    def settle(self) -> None:
+        """Wait for every worker, as `helm/operating.md` says for Helm 3, which does not."""
+        mine = f"--selector=app.kubernetes.io/instance={NAME}"
+        self.kubectl("rollout", "status", "deployment", mine, "--timeout=5m")
+
     def secret(self, name: str, key: str) -> str:
         """What a Secret holds under a key."""
         data = self.cluster.get("secret", name, "-n", self.namespace)["data"]

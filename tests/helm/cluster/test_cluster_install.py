@@ -22,6 +22,8 @@ def release(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Releas
         one = Release(cluster, request.param, namespace)
         with timed(f"{request.param} install --wait"):
             one.put("install", images())
+        if one.helm == "helm3":
+            one.settle()
         yield one
 
 
